@@ -1,0 +1,43 @@
+# PYTHON names the interpreter that .venv is made from; by default the first of
+# python3, python3.13, python3.12, python3.11 that is new enough.
+export PYTHON
+UV ?= uv
+bin := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help env test-env quickstart test lint lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
+
+env: ## make .venv with what the quickstart needs
+	@scripts/env.sh quickstart
+
+test-env: ## add to .venv what the tests need
+	@scripts/env.sh test
+
+quickstart: env ## fetch the assets and run configs/quickstart.py
+	@$(bin)/fewshot run configs/quickstart.py
+
+lint: test-env ## ruff and mypy
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+
+test: lint ## lint, then all tests and doctests
+	$(bin)/fewshot assets get minilm-l6 trec
+	$(bin)/python -m pytest -n 2
+
+lock: ## resolve requirements/*.lock anew; UPGRADE=--upgrade takes newer versions
+	@command -v $(UV) > /dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 1; }
+	$(call compile,test) --extra test
+	$(call compile,quickstart) --extra quickstart --constraints requirements/test.lock
+
+# One version of each package for every Python and platform, so that results can be compared.
+compile = $(UV) pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
+  --generate-hashes --no-annotate --custom-compile-command 'make lock' $(UPGRADE) \
+  --output-file requirements/$(1).lock setup.cfg requirements/build.in
+
+clean: ## remove .venv and the tools' caches; runs/ stays
+	rm -rf .venv *.egg-info build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

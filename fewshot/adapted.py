@@ -1,0 +1,68 @@
+"""An adapted model: a backbone, what was trained beside it, and the classes it tells apart."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fewshot.errors import FewshotError
+from fewshot.methods.base import Method, adapt, merge
+from fewshot.models.base import Model
+from fewshot.objectives import logits
+from fewshot.tasks.encode import tokenize
+
+
+class Adapted(NamedTuple):
+  """A model with its method, theta and state; `checkpoint.save` writes it, `predict` uses it."""
+
+  model: Model
+  method: Method
+  theta: Any
+  state: Any
+  classes: tuple[str, ...]
+  max_length: int = 64
+  split: str = ''  # The hash of the split it was trained on.
+
+  def predict(self, inputs: Sequence[str] | Any, batch: int = 64) -> list[str]:
+    """The class of each text, or of each row of an array (or dict of arrays)."""
+    return [self.classes[i] for i in self.logits(inputs, batch).argmax(-1)]
+
+  def logits(self, inputs: Sequence[str] | Any, batch: int = 64) -> np.ndarray:
+    """The logits [N, C] of texts or arrays, in batches of one shape."""
+    rows = self._batch(inputs)
+    n = len(next(iter(rows.values())))
+    if not n:
+      return np.zeros((0, len(self.classes)))
+    size, forward, out = min(batch, n), self._jitted(), []
+    for start in range(0, n, size):
+      index = np.minimum(np.arange(start, start + size), n - 1)
+      part = {k: jnp.asarray(v[index]) for k, v in rows.items()}
+      out.append(np.asarray(forward(self.model.params, self.theta, self.state, part)))
+    return np.concatenate(out)[:n]
+
+  def merged(self) -> Any:
+    """Params of a plain model that computes the same; refused where there are none."""
+    return merge(self.method, self.theta, self.state, self.model.params)
+
+  def _batch(self, inputs: Any) -> dict[str, np.ndarray]:
+    if isinstance(inputs, str):
+      raise FewshotError('predict takes a list of texts, not one text; write predict([text])')
+    if isinstance(inputs, dict):
+      return {k: np.asarray(v) for k, v in inputs.items()}
+    texts = list(inputs)
+    if texts and isinstance(texts[0], str):
+      if self.model.tokenizer is None:
+        raise FewshotError(f'{self.model.name} has no tokenizer; predict takes arrays')
+      return tokenize(self.model.tokenizer, texts, self.max_length)[0]
+    return {'x': np.asarray(inputs)}
+
+  def _jitted(self) -> Any:
+    return _jitted(self.model.forward, self.method)
+
+
+@functools.lru_cache(maxsize=8)
+def _jitted(forward: Any, method: Method) -> Any:
+  return jax.jit(lambda p, t, s, b: logits(adapt(method, forward, t, s)(p, b)))

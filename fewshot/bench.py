@@ -1,0 +1,105 @@
+"""`fewshot bench NAME`: a file of benchmarks/, ours and the peer's turn about, medians, ratio."""
+
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from fewshot.errors import FewshotError, nearest
+
+
+class Case(NamedTuple):
+  """Two commands that do the same work; each prints a JSON object as its last line."""
+
+  name: str
+  ours: list[str]  # Arguments for this Python.
+  peer: list[str]  # A script of the folder FEWSHOT_PEERS, and its arguments.
+  key: str  # The figure in the JSON of both.
+  unit: str
+  limit: float | None = None  # What the hardware allows, in the same unit.
+
+
+def run(name: str, repeats: int) -> dict[str, Any]:
+  """Measures every case of benchmarks/<name>.py, interleaved A B A B.
+
+  The peer's side needs FEWSHOT_PEERS (a folder of scripts) and FEWSHOT_PEERS_PYTHON (a Python
+  that has their packages); without these its column is null.
+  """
+  if repeats < 1:
+    raise FewshotError(f'--repeats is at least 1, not {repeats}')
+  rows = [_measure(case, repeats) for case in _module(name).cases()]
+  machine = f'{platform.machine()}, {os.cpu_count()} cores, {platform.system()}'
+  return {'machine': machine, 'rows': rows}
+
+
+def show(result: dict[str, Any]) -> None:
+  """Prints the result for people; a ratio below 1 means that ours takes less."""
+  from fewshot.console import note, stdout
+
+  stdout.print(result['machine'])
+  for r in result['rows']:
+    peer = f'{r["peer"]:.4g}' if r['peer'] is not None else 'not measured'
+    ratio = f'{r["ratio"]:.2f}' if r['ratio'] is not None else '-'
+    limit = f'{r["limit"]:.4g}' if r['limit'] is not None else '-'
+    stdout.print(
+      f'{r["name"]}: ours {r["ours"]:.4g} {r["unit"]}, peer {peer}, ratio {ratio}, limit {limit}, '
+      f'medians of {r["n"]}'
+    )
+  if any(r['peer'] is None for r in result['rows']):
+    note('the peer is not measured: set FEWSHOT_PEERS and FEWSHOT_PEERS_PYTHON')
+
+
+def _measure(case: Case, repeats: int) -> dict[str, Any]:
+  peers, python = os.environ.get('FEWSHOT_PEERS'), os.environ.get('FEWSHOT_PEERS_PYTHON')
+  ours, theirs, limit = [], [], case.limit
+  for _ in range(repeats):
+    figures = _json_of([sys.executable, *case.ours])
+    ours.append(float(figures[case.key]))
+    limit = figures.get('limit', limit)
+    if peers and python:
+      script, *args = case.peer
+      theirs.append(float(_json_of([python, str(Path(peers) / script), *args])[case.key]))
+  a, b = statistics.median(ours), statistics.median(theirs) if theirs else None
+  return {
+    'name': case.name,
+    'ours': a,
+    'peer': b,
+    'ratio': a / b if b else None,
+    'limit': limit,
+    'unit': case.unit,
+    'n': repeats,
+  }
+
+
+def _json_of(command: list[str]) -> dict[str, Any]:
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+  except OSError as e:
+    raise FewshotError(f'cannot run {Path(command[0]).name}: {e.strerror}') from None
+  lines = done.stdout.strip().splitlines()
+  try:
+    figures = json.loads(lines[-1]) if done.returncode == 0 else None
+  except (IndexError, ValueError):
+    figures = None
+  if not isinstance(figures, dict):
+    last = (done.stderr.strip().splitlines() or ['no output'])[-1]
+    raise FewshotError(f'{Path(command[1]).name} printed no JSON line last: {last[:200]}')
+  return figures
+
+
+def _module(name: str) -> ModuleType:
+  folder = Path(__file__).resolve().parent.parent / 'benchmarks'
+  known = sorted(p.stem for p in folder.glob('*.py'))
+  if name not in known:
+    raise FewshotError(f'there is no benchmark {name!r}; {nearest(name, known)}')
+  spec = importlib.util.spec_from_file_location(f'fewshot_bench_{name}', folder / f'{name}.py')
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module

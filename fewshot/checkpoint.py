@@ -1,0 +1,116 @@
+"""Checkpoints: theta and state as safetensors, and a JSON that says what they belong to.
+
+The frozen base is not stored; its hash is, so that theta never meets other weights unnoticed.
+Resumable training state is another thing, and will be orbax's.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from fewshot import __version__, methods, models
+from fewshot.adapted import Adapted
+from fewshot.errors import FewshotError, brief
+from fewshot.methods import paths
+from fewshot.models.weights.hf import read_json
+
+TENSORS, ABOUT = 'theta.safetensors', 'adapted.json'
+
+
+def save(adapted: Adapted, folder: str | Path) -> Path:
+  """Writes an adapted model to a folder that appears only when it is complete."""
+  folder = Path(folder)
+  leaves = paths.flatten({'theta': adapted.theta, 'state': adapted.state})
+  about = {
+    'method': methods.spell(adapted.method),
+    'model': adapted.model.name,
+    'hashes': {**_hashes(adapted.model), 'split': adapted.split},
+    'classes': list(adapted.classes),
+    'max_length': adapted.max_length,
+    'versions': {'fewshot': __version__, 'jax': jax.__version__},
+  }
+  tmp = None
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tmp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+    safetensors.numpy.save_file({k: np.asarray(v) for k, v in leaves.items()}, tmp / TENSORS)
+    (tmp / ABOUT).write_text(json.dumps(about, indent=1) + '\n')
+    if folder.exists():
+      _refuse_foreign(folder)
+      shutil.rmtree(folder)
+    os.replace(tmp, folder)
+  except (OSError, safetensors.SafetensorError) as e:
+    raise FewshotError(
+      f'cannot save to {folder}: {getattr(e, "strerror", None) or e}; give a writable folder'
+    ) from None
+  finally:
+    if tmp is not None and tmp.exists():
+      shutil.rmtree(tmp, ignore_errors=True)
+  return folder
+
+
+def load(folder: str | Path, model: models.Model | None = None) -> Adapted:
+  """Reads an adapted model back; a base of your own is passed as `model`.
+
+  Raises:
+    FewshotError: no checkpoint there, a damaged one, or other base weights than it was made on.
+  """
+  folder = Path(folder)
+  if not folder.is_dir():
+    raise FewshotError(f'there is no checkpoint folder {folder}')
+  about = read_json(folder / ABOUT)
+  try:
+    tensors = safetensors.numpy.load_file(folder / TENSORS)
+    name, spelling = about['model'], about['method']
+    hashes, classes = about['hashes'], tuple(about['classes'])
+  except (OSError, safetensors.SafetensorError) as e:
+    raise FewshotError(f'{folder / TENSORS} is missing or damaged ({e}); save it again') from None
+  except KeyError as e:
+    raise FewshotError(f'{folder / ABOUT} lacks {e.args[0]!r}; save it again') from None
+  model = model or models.load(name)
+  if hashes['weights'] != _hashes(model)['weights']:
+    raise FewshotError(
+      f'{folder} was made on {name} with weights {hashes["weights"]}, but {model.name} has '
+      f'{_hashes(model)["weights"]}; load the base it belongs to'
+    )
+  method = methods.parse(spelling)
+  theta, state = _restore(folder, method, model, len(classes), tensors)
+  return Adapted(model, method, theta, state, classes, about['max_length'], hashes['split'])
+
+
+def _restore(
+  folder: Path, method: Any, model: models.Model, classes: int, tensors: dict[str, Any]
+) -> tuple[Any, Any]:
+  """The tensors in the structure that the method's init has."""
+  ones = np.ones((1, 2), np.int32)
+  text = {'tokens': ones, 'mask': ones > 0}
+  batch = text if model.tokenizer is not None else model.example
+  if batch is None:
+    raise FewshotError(f'{model.name} needs an example batch to restore from: Model(example=...)')
+  shapes = methods.shapes(method, model.forward, model.params, methods.Calib(batch, classes))
+  like = {'theta': shapes[0], 'state': shapes[1]}
+  wanted = {p: x.shape for p, x in paths.flatten(like).items()}
+  odd = [p for p in wanted if p not in tensors or tensors[p].shape != wanted[p]]
+  odd += [p for p in tensors if p not in wanted]
+  if odd:
+    raise FewshotError(f'{folder} does not fit {methods.spell(method)} at {brief(odd)}')
+  tree = paths.replace(like, {p: jax.numpy.asarray(x) for p, x in tensors.items()})
+  return tree['theta'], tree['state']
+
+
+def _hashes(model: models.Model) -> dict[str, str]:
+  return dict(model.hashes) or {'weights': models.hash_params(model.params)}
+
+
+def _refuse_foreign(folder: Path) -> None:
+  """Only a checkpoint is overwritten, never a folder that holds something else."""
+  if not folder.is_dir() or {p.name for p in folder.iterdir()} - {TENSORS, ABOUT}:
+    raise FewshotError(f'{folder} exists and is no checkpoint; give another folder')

@@ -1,0 +1,155 @@
+"""The command line.  Only argparse is imported here: every command imports what it needs."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fewshot import __version__
+from fewshot.errors import FewshotError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command; a user's mistake is one line on stderr and exit status 2."""
+  args, rest = _parser().parse_known_args(argv)
+  try:
+    if rest and args.command != 'run':
+      raise FewshotError(f'unknown argument {rest[0]!r}; see fewshot {args.command} --help')
+    return int(args.call(args, rest) or 0)
+  except FewshotError as e:
+    print(f'fewshot: {e}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print('fewshot: interrupted', file=sys.stderr)
+    return 130
+  except BrokenPipeError:
+    sys.stderr.close()
+    return 141
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog='fewshot', description='Few-shot adaptation experiments in JAX.', allow_abbrev=False
+  )
+  parser.add_argument('--version', action='version', version=f'fewshot {__version__}')
+  commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+  def command(name: str, call: Callable[..., Any], about: str) -> argparse.ArgumentParser:
+    sub = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+    sub.set_defaults(call=call)
+    return sub
+
+  run = command('run', _run, 'run an experiment: fit, score, record, and print its table')
+  run.add_argument('config', help='a file such as configs/quickstart.py')
+  run.add_argument('--dry-run', action='store_true', help='print what would run, and run nothing')
+  run.add_argument('--fresh', action='store_true', help='set earlier records aside and start over')
+  run.add_argument('--out', help='the folder of the records (default: runs/<config.name>)')
+  run.add_argument('--json', action='store_true', help='print one JSON value as the last line')
+  run.epilog = "Any key of the config can be set: --config.k=8 --config.method='lora(rank=4)'"
+
+  table = command('table', _table, 'rebuild the table of a run from its records alone')
+  table.add_argument('folder', help='a folder with a records.jsonl')
+  table.add_argument('--json', action='store_true', help='print one JSON value as the last line')
+
+  for name, about in (('methods', 'methods'), ('models', 'pretrained models'), ('tasks', 'tasks')):
+    listing = command(name, _listing, f'list the {about} there are')
+    listing.add_argument('--json', action='store_true', help='print one JSON value')
+
+  assets = command('assets', _assets, 'list, fetch or verify weights and data')
+  assets.add_argument('action', nargs='?', choices=('list', 'get', 'verify'), default='list')
+  assets.add_argument('names', nargs='*', help='asset names (verify: all when none is given)')
+  assets.add_argument('--force', action='store_true', help='get: fetch even what is there')
+  assets.add_argument('--json', action='store_true', help='print one JSON value')
+
+  doctor = command('doctor', _doctor, 'say what this machine has and what is missing')
+  doctor.add_argument('--json', action='store_true', help='print one JSON value')
+
+  bench = command('bench', _bench, 'measure against a peer: one file of benchmarks/')
+  bench.add_argument('name', help="the benchmark, for example 'step'")
+  bench.add_argument('--repeats', type=int, default=5, help='measurements of each side (default 5)')
+  bench.add_argument('--json', action='store_true', help='print one JSON value as the last line')
+  return parser
+
+
+def _run(args: argparse.Namespace, rest: list[str]) -> int:
+  from fewshot import command_run
+
+  overrides = []
+  for arg in rest:
+    if not arg.startswith('--config.'):
+      raise FewshotError(f'unknown argument {arg!r}; config keys are set by --config.KEY=VALUE')
+    overrides.append(arg.removeprefix('--config.'))
+  if args.dry_run:
+    return command_run.dry_run(args.config, overrides, args.json)
+  return command_run.run(args.config, overrides, args.out, args.fresh, args.json)
+
+
+def _table(args: argparse.Namespace, rest: list[str]) -> None:
+  del rest
+  from fewshot import command_run
+
+  command_run.show_table(args.folder, args.json)
+
+
+def _listing(args: argparse.Namespace, rest: list[str]) -> None:
+  del rest
+  from fewshot import listings
+
+  _print(listings.rows(args.command), args.json)
+
+
+def _assets(args: argparse.Namespace, rest: list[str]) -> int:
+  del rest
+  from fewshot import assets, listings
+
+  if args.action == 'list':
+    _print(listings.rows('assets'), args.json)
+    return 0
+  if args.action == 'get':
+    if not args.names:
+      raise FewshotError('fewshot assets get takes names; `fewshot assets` lists them')
+    for name in args.names:
+      assets.get(name, force=args.force)
+    _print([r for r in listings.rows('assets') if r['name'] in args.names], args.json)
+    return 0
+  rows = listings.verified(args.names)
+  _print(rows, args.json)
+  return int(any(r['status'] == 'corrupted' for r in rows))
+
+
+def _doctor(args: argparse.Namespace, rest: list[str]) -> int:
+  del rest
+  from fewshot import doctor
+
+  report = doctor.report()
+  if args.json:
+    print(json.dumps(report))
+  else:
+    doctor.show(report)
+  return int(bool(report['missing']))
+
+
+def _bench(args: argparse.Namespace, rest: list[str]) -> None:
+  del rest
+  from fewshot import bench
+
+  result = bench.run(args.name, args.repeats)
+  if args.json:
+    print(json.dumps(result))
+  else:
+    bench.show(result)
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
+  """Rows as one JSON line, or as an aligned table."""
+  if as_json:
+    print(json.dumps(rows))
+    return
+  from fewshot import listings
+
+  listings.show(rows)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

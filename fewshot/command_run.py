@@ -1,0 +1,161 @@
+"""`fewshot run` and `fewshot table`: preflight, the runs with their progress, and the table."""
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fewshot import assets, records, tables
+from fewshot import config as configs
+from fewshot.console import Bars, note, stdout
+from fewshot.errors import FewshotError
+
+
+def run(path: str, overrides: Sequence[str], out: str | None, fresh: bool, as_json: bool) -> int:
+  """Runs every row of a config, appends a record for each run, then writes and prints the table."""
+  todo = configs.load(path, overrides)
+  folder = _folder(todo[0], out)
+  records.prepare(folder)
+  use_cache()
+  from fewshot import experiment
+  from fewshot.logging import open_log
+
+  note(f'[bold]{todo[0].name}[/bold]: {len(todo)} rows, records in {folder}')
+  prepared = experiment.prepare(todo)
+  _show_preflight(prepared)
+  if fresh:
+    _set_aside(folder)
+  done = _recorded(folder)
+  log = open_log(folder, todo[0].name, todo[0].wandb, configs.as_dict(todo[0]))
+  total = sum(len(p.data.splits) * len(p.config.seeds) for p in prepared)
+  try:
+    with Bars(total) as bars:
+      for p in prepared:
+        bars.method(p.config.method)
+        for record in experiment.execute(p, folder, log, bars.phase, done):
+          bars.advance()
+          log.event('timings', run=record['id'], **record['timings'])
+  except KeyboardInterrupt:
+    n = len(_recorded(folder))
+    note(
+      f'interrupted: {n} finished runs are kept in {folder}; the same command goes on from there'
+    )
+    return 130
+  finally:
+    log.close()
+  if done:
+    note(f'{len(done)} runs were recorded before and not run again; --fresh runs them anew')
+  return _finish(folder, as_json)
+
+
+def dry_run(path: str, overrides: Sequence[str], as_json: bool) -> int:
+  """Prints config, trained/frozen table, counts, memory and FLOPs of every row; runs nothing."""
+  todo = configs.load(path, overrides)
+  use_cache()
+  from fewshot import experiment, methods, sweep
+
+  prepared = experiment.prepare(todo)
+  if not as_json:
+    stdout.print(json.dumps(configs.as_dict(todo[0]), indent=1))
+    _show_preflight(prepared, every=True)
+  rows = []
+  for p in prepared:
+    n = len(sweep.runs(len(p.data.splits), p.config.seeds, configs.grid(p.config)))
+    cost = experiment.cost(p)
+    rows.append(
+      {
+        'method': p.config.method,
+        'fit': p.config.fit,
+        'trained': p.trained,
+        'total': methods.count(p.model.params),
+        'runs': n,
+        **cost,
+      }
+    )
+    if not as_json:
+      stdout.print(
+        f'{p.config.method}: {n} runs in chunks of {cost["chunk"]}, '
+        f'{cost["memory_bytes"] / 2**20:,.0f} MiB, {cost["step_flops"] / 1e9:,.1f} GFLOP a step'
+      )
+  if as_json:
+    print(json.dumps({'config': configs.as_dict(todo[0]), 'rows': rows}))
+  return 0
+
+
+def show_table(folder: str, as_json: bool) -> None:
+  """Rebuilds table.md and accuracy.png of a run from its records, and prints the table."""
+  rows = tables.write(folder)
+  if as_json:
+    print(json.dumps([_row_as_json(r) for r in rows]))
+  else:
+    tables.render_terminal(rows, stdout)
+
+
+def use_cache() -> None:
+  """Keeps compiled programs in the user's cache, so that a second run need not compile."""
+  import jax
+
+  folder = assets.cache_dir() / 'xla'
+  with contextlib.suppress(OSError):  # A read-only cache costs time, not the run.
+    folder.mkdir(parents=True, exist_ok=True)
+  if os.access(folder, os.W_OK) and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def _finish(folder: Path, as_json: bool) -> int:
+  rows = tables.write(folder)
+  if as_json:
+    print(json.dumps([_row_as_json(r) for r in rows]))
+  else:
+    tables.render_terminal(rows, stdout)
+    note(f'written: {folder}/{{records.jsonl, table.md, accuracy.png, log.jsonl}}')
+  failed = sum(r.failed for r in rows)
+  if failed:
+    note(f'{failed} runs failed; their records say why (field cause)')
+  return int(failed > 0)
+
+
+def _row_as_json(row: tables.Row) -> dict[str, Any]:
+  import dataclasses
+
+  return dataclasses.asdict(row) | {'percent': row.percent}
+
+
+def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
+  """Which rule took which leaves, how many parameters train, for each method."""
+  from fewshot import methods
+
+  where = stdout if every else None
+  say = where.print if where else note
+  for p in prepared:
+    total = methods.count(p.model.params)
+    say(f'{p.config.method}  trains {p.trained:,} beside or among {total:,}')
+    for row in p.rows if every else p.rows[:-1]:
+      say(f'    {row.rule:32s} {methods.count(row.leaves):>12,}  {row.text}', markup=False)
+
+
+def _folder(config: Any, out: str | None) -> Path:
+  return Path(out or config.out or f'runs/{config.name}')
+
+
+def _recorded(folder: Path) -> set[str]:
+  """Ids of the runs that need not be run again; failed ones are."""
+  if not (folder / records.NAME).exists():
+    return set()
+  return {r['id'] for r in records.read(folder, strict=False) if r['status'] != 'failed'}
+
+
+def _set_aside(folder: Path) -> None:
+  """Earlier records are never deleted: they move to records.<n>.jsonl."""
+  current = folder / records.NAME
+  if not current.exists():
+    return
+  n = next(i for i in range(1, 10**6) if not (folder / f'records.{i}.jsonl').exists())
+  try:
+    current.rename(folder / f'records.{n}.jsonl')
+  except OSError as e:
+    raise FewshotError(f'cannot set aside {current}: {e.strerror}') from None
+  note(f'earlier records are now {folder}/records.{n}.jsonl')

@@ -1,0 +1,167 @@
+"""Configs: ml_collections files, overrides from the command line, and sweeps over them."""
+
+import ast
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fewshot.errors import FewshotError, nearest
+
+VARIED = ('lr', 'head_lr', 'weight_decay')
+
+
+def default() -> ConfigDict:
+  """Every key of an experiment with its default; a config file changes some and adds none.
+
+  >>> default().k
+  16
+  """
+  config = ConfigDict(
+    {
+      'name': 'experiment',
+      'model': 'minilm-l6',  # `fewshot models`, or a Hugging Face folder.
+      'task': 'trec',  # `fewshot tasks`, or the path of a CSV.
+      'text': 'text',  # Columns of the CSV.
+      'label': 'label',
+      'k': 16,  # Train examples a class.
+      'dev_k': 0,  # Dev examples a class, at most k.
+      'splits': (0, 1, 2, 3, 4),  # Seeds of the K-shot draws.
+      'seeds': (0,),  # Seeds of the initialisation.
+      'max_length': 64,  # Tokens; longer texts are cut.
+      'max_test': 500,  # Test items, drawn once; 0 for all.
+      'method': 'chain(lora(rank=8), linear())',
+      'fit': 'sgd(steps=40, lr=1e-3, head_lr=1e-2)',
+      'grid': dict.fromkeys(VARIED, ()),  # Values tried by each run, chosen on dev.
+      'dtype': 'float32',  # Of the frozen weights.
+      'dropout': 0.0,
+      'out': '',  # The folder of the records; runs/<name> when empty.
+      'checkpoints': False,  # Saves theta of every run under out/checkpoints.
+      'memory_gb': 0.0,  # Bounds a compiled chunk of runs; 0 for what the device has free.
+      'wandb': {'mode': 'disabled', 'project': 'fewshot'},  # online, offline or disabled.
+    }
+  )
+  return config.lock()
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> list[ConfigDict]:
+  """The configs that a file asks for: one, or one for each entry of its `sweep()`.
+
+  Overrides ('k=8', "method='lora(rank=4)'") win; where they set a key that `sweep()` sets, the
+  sweep is not run.
+
+  Raises:
+    FewshotError: no such file, no `get_config()`, an unknown key or a value of another type.
+  """
+  module = _module(Path(path))
+  if not hasattr(module, 'get_config'):
+    raise FewshotError(f'{path} has no get_config(); a config file defines one')
+  base = module.get_config()
+  if not isinstance(base, ConfigDict):
+    raise FewshotError(f'get_config() of {path} returns no ConfigDict; start from config.default()')
+  _check_keys(base)
+  changes = dict(_parse_override(base, o) for o in overrides)
+  rows = list(module.sweep()) if hasattr(module, 'sweep') else [{}]
+  if any(set(row) & set(changes) for row in rows):
+    rows = [{}]
+  return [with_changes(base, {**row, **changes}) for row in rows]
+
+
+def with_changes(base: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+  """A copy of `base` with dotted keys set; unknown keys and other types are refused.
+
+  >>> with_changes(default(), {'k': 8, 'wandb.mode': 'offline'}).wandb.mode
+  'offline'
+  """
+  config = base.copy_and_resolve_references()
+  for key, value in changes.items():
+    _field(config, key)
+    *parents, leaf = key.split('.')
+    node = config
+    for p in parents:
+      node = node[p]
+    try:
+      node[leaf] = value
+    except TypeError:
+      kind = type(node[leaf]).__name__
+      raise FewshotError(f'config.{key} is of type {kind}, not {value!r}') from None
+  return config.lock()
+
+
+def grid(config: ConfigDict) -> dict[str, tuple[float, ...]]:
+  """The hyper-parameters that are varied, with their values."""
+  return {k: tuple(float(x) for x in v) for k, v in config.grid.items() if len(v)}
+
+
+def _module(path: Path) -> Any:
+  if not path.is_file():
+    raise FewshotError(f'there is no config file {path}; see the folder configs/')
+  spec = importlib.util.spec_from_file_location(f'fewshot_config_{path.stem}', path)
+  if spec is None or spec.loader is None:
+    raise FewshotError(f'{path} is no Python file; a config is configs/NAME.py')
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except FewshotError:
+    raise
+  except Exception as e:
+    raise FewshotError(f'{path} does not run: {type(e).__name__}: {e}') from None
+  return module
+
+
+def _check_keys(config: ConfigDict) -> None:
+  known = _flat(default())
+  for key in _flat(config):
+    if key not in known:
+      raise FewshotError(f'unknown config key {key!r}; {nearest(key, known)}')
+
+
+def _parse_override(base: ConfigDict, text: str) -> tuple[str, Any]:
+  """'k=8' -> ('k', 8): strings are taken as they are, the rest is a Python literal."""
+  key, eq, raw = text.partition('=')
+  if not eq:
+    raise FewshotError(f'--config.{text} has no value; write --config.{text}=VALUE')
+  current = _field(base, key)
+  if isinstance(current, str):
+    quoted = len(raw) > 1 and raw[0] == raw[-1] and raw[0] in '\'"'
+    return key, raw[1:-1] if quoted else raw
+  try:
+    value = ast.literal_eval(raw)
+  except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+    kind = type(current).__name__
+    raise FewshotError(f'config.{key} is of type {kind}, not {raw[:80]!r}') from None
+  if isinstance(current, tuple):
+    value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+  return key, value
+
+
+def _field(config: ConfigDict, key: str) -> Any:
+  known = _flat(config)
+  if key not in known:
+    raise FewshotError(f'unknown config key {key!r}; {nearest(key, known)}')
+  return known[key]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, (ConfigDict, dict)):
+      flat |= _flat(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def as_dict(config: ConfigDict) -> dict[str, Any]:
+  """The config as plain JSON, for records: without where it was written to."""
+  plain = config.to_dict()
+  plain.pop('out')
+  return {k: _plain(v) for k, v in plain.items()}
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {k: _plain(v) for k, v in value.items()}
+  return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -1,0 +1,24 @@
+"""The vocabulary of fits; each name here is a word of the spelling."""
+
+from fewshot.errors import FewshotError
+from fewshot.fits.base import Data, Fit, Loss
+from fewshot.fits.closed import prototypes
+from fewshot.fits.sgd import sgd
+from fewshot.methods import spelling
+
+VOCABULARY = {f.__name__: f for f in (sgd, prototypes)}
+
+
+def parse(text: str) -> Fit:
+  """The fit that `text` spells.
+
+  >>> parse('sgd(steps=10, lr=1e-3)').steps
+  10
+  """
+  made = spelling.parse(text, VOCABULARY, 'fit')
+  if not isinstance(made, Fit):
+    raise FewshotError(f'{text!r} spells no fit; write for example sgd(steps=40, lr=1e-3)')
+  return made
+
+
+__all__ = ['VOCABULARY', 'Data', 'Fit', 'Loss', 'parse', 'prototypes', 'sgd']

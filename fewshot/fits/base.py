@@ -1,0 +1,79 @@
+"""Fit: what turns data into theta, as a start, a number of steps and a finish.
+
+Split so that the engine may run the steps as one scan, as chunks with a progress bar between, or
+one dispatch at a time; called as a function, a fit is `fit(loss, theta, state, data, key)`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import optax
+
+from fewshot.methods.base import Batch, Forward, Method, Outputs, Params, State, Theta, adapt
+from fewshot.methods.spelling import Made
+from fewshot.objectives import Objective
+
+Array = jax.Array
+Carry = Any
+
+
+class Data(NamedTuple):
+  """What a fit may see: train examples and, where hyper-parameters are chosen on it, a dev set."""
+
+  train: Batch  # Every array [N, ...]; 'labels' [N].
+  dev: Batch | None = None
+
+
+class Loss(NamedTuple):
+  """The training loss of a method on a frozen model: (theta, state, batch, key) -> scalar, outputs.
+
+  L = mean_i loss(outputs_i, batch_i) + penalty(theta)
+  """
+
+  forward: Forward
+  method: Method
+  params: Params
+  objective: Objective
+
+  def __call__(
+    self, theta: Theta, state: State, batch: Batch, key: Array | None = None
+  ) -> tuple[Array, Outputs]:
+    outputs = adapt(self.method, self.forward, theta, state)(self.params, batch, key)
+    penalty = self.method.penalty(self.forward, theta, state, self.params, batch, outputs, key)
+    return self.objective.mean(outputs, batch) + penalty, outputs
+
+  def optimizer(self, tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`tx` as the method changes it; extra arguments are accepted."""
+    return optax.with_extra_args_support(self.method.optimizer(tx))
+
+
+class Start(Protocol):
+  def __call__(self, loss: Loss, theta: Theta, state: State, data: Data, key: Array) -> Carry: ...
+
+
+class Fit(NamedTuple):
+  """start, then `steps` times step, then finish; all pure.
+
+  start:  (loss, theta, state, data, key) -> carry
+  step:   (loss, carry, data, key, t) -> carry, with t the step's index as an array
+  finish: (carry) -> (theta, state)
+  varies: the arguments that may be traced, so that a sweep makes an axis of them
+  """
+
+  steps: int
+  start: Start
+  step: Callable[[Loss, Carry, Data, Array, Array], Carry]
+  finish: Callable[[Carry], tuple[Theta, State]]
+  varies: tuple[str, ...] = ()
+  made: Made | None = None
+
+  def __call__(
+    self, loss: Loss, theta: Theta, state: State, data: Data, key: Array
+  ) -> tuple[Theta, State]:
+    """The whole fit as one pure function, differentiable and vmappable."""
+    carry = self.start(loss, theta, state, data, key)
+    if self.steps:
+      steps = jax.numpy.arange(self.steps)
+      carry, _ = jax.lax.scan(lambda c, t: (self.step(loss, c, data, key, t), None), carry, steps)
+    return self.finish(carry)

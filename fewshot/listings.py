@@ -1,0 +1,91 @@
+"""What the listing commands print: rows with stable keys, for people and for programs."""
+
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from fewshot import assets
+
+
+def rows(what: str) -> list[dict[str, Any]]:
+  """The rows of `fewshot methods`, `models`, `tasks` or `assets`.
+
+  >>> rows('tasks')[-1]['name']
+  'trec'
+  """
+  if what == 'methods':
+    return _methods()
+  if what == 'assets':
+    return assets.rows()
+  if what == 'models':
+    from fewshot import models
+
+    return models.rows()
+  from fewshot.tasks import sources
+
+  return sources.rows()
+
+
+def verified(names: Sequence[str]) -> list[dict[str, Any]]:
+  """Every file of the named assets (all of them by default) with its status, re-hashed."""
+  table = [(n, row) for n in (names or assets.ASSETS) for row in assets.verify(n)]
+  return [{'name': n, 'file': r.file, 'status': r.status, 'bytes': r.bytes} for n, r in table]
+
+
+def show(table: list[dict[str, Any]]) -> None:
+  """Prints rows as a table; long lists are left to --json."""
+  from rich.table import Table
+
+  from fewshot.console import stdout
+
+  shown = Table(box=None, pad_edge=False)
+  keys = [k for k in table[0] if not isinstance(table[0][k], list) and k != 'sha256']
+  for k in keys:
+    shown.add_column(k, overflow='fold', justify='right' if _is_number(table[0][k]) else 'left')
+  for row in table:
+    shown.add_row(*(_cell(row[k]) for k in keys))
+  stdout.print(shown, soft_wrap=False)
+
+
+def _methods() -> list[dict[str, Any]]:
+  """name, paper, place, mergeable, peft and source lines of each method."""
+  from fewshot import methods
+
+  return [
+    {
+      'name': f.__name__,
+      'paper': _paper(inspect.getdoc(f) or ''),
+      'place': methods.PLACES[f.__module__.rsplit('.', 1)[-1]],
+      'mergeable': _example(f).mergeable,
+      'peft': methods.PEFT.get(f.__name__),
+      'lines': len(inspect.getsource(inspect.unwrap(f)).splitlines()),
+    }
+    for f in methods.METHODS
+  ]
+
+
+def _example(constructor: Any) -> Any:
+  from fewshot import methods
+
+  if constructor is methods.as_weights:
+    return constructor(methods.lora())
+  return constructor()
+
+
+def _paper(doc: str) -> str | None:
+  """The citation in a docstring: what stands in brackets and has a year."""
+  found = re.search(r'\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)', doc)
+  return ' '.join(found.group(1).split()) if found else None
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+  if isinstance(value, bool):
+    return 'yes' if value else 'no'
+  if value is None:
+    return '-'
+  return f'{value:,}' if isinstance(value, int) else str(value)

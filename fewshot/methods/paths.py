@@ -1,0 +1,131 @@
+"""Paths: how a method names the parameters and sites it touches, and selections of them.
+
+A path is the '/'-joined way to a leaf ('encoder/block_0/attn/query/kernel') or to a module
+('encoder/block_0/attn/query').  Patterns are matched by `re.fullmatch` on the whole path.
+"""
+
+import ast
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+from fewshot.errors import FewshotError, brief
+from fewshot.methods.spelling import Made, spell, spelled
+
+T = TypeVar('T')
+
+
+class Selection(NamedTuple):
+  """A predicate over paths, combined by `|`, `&` and `~`.
+
+  >>> s = at('.*/bias') & ~at('head/.*')
+  >>> s.of(['head/bias', 'mlp/bias', 'mlp/kernel'])
+  ['mlp/bias']
+  >>> spell(s)
+  "at('.*/bias') & ~at('head/.*')"
+  """
+
+  holds: Callable[[str], bool]
+  made: Made | str | None = None
+
+  def of(self, paths: Iterable[str]) -> list[str]:
+    """The selected among `paths`, in their order."""
+    return [p for p in paths if self.holds(p)]
+
+  def __or__(self, other: 'Selection') -> 'Selection':
+    _check(other)
+    return Selection(lambda p: self.holds(p) or other.holds(p), _binary(self, '|', other))
+
+  def __and__(self, other: 'Selection') -> 'Selection':
+    _check(other)
+    return Selection(lambda p: self.holds(p) and other.holds(p), _binary(self, '&', other))
+
+  def __invert__(self) -> 'Selection':
+    return Selection(lambda p: not self.holds(p), '~' + _operand(self))
+
+
+Where = str | Selection
+
+
+@spelled
+def at(pattern: str) -> Selection:
+  """Paths that match a regular expression as a whole.
+
+  >>> at('.*/(query|value)').of(['attn/query', 'attn/key'])
+  ['attn/query']
+  """
+  compiled = _compiled(pattern)
+  return Selection(lambda path: compiled.fullmatch(path) is not None)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """The leaves of any pytree by path.
+
+  >>> flatten({'mlp': {'bias': 1, 'kernel': 2}})
+  {'mlp/bias': 1, 'mlp/kernel': 2}
+  """
+  return {keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def replace(tree: T, leaves: Mapping[str, Any]) -> T:
+  """The same tree with the leaves at the given paths replaced.
+
+  >>> replace({'a': 1, 'b': {'c': 2}}, {'b/c': 5})
+  {'a': 1, 'b': {'c': 5}}
+  """
+  return jax.tree_util.tree_map_with_path(lambda p, x: leaves.get(keystr(p), x), tree)
+
+
+def select(leaves: Mapping[str, T], where: Where, what: str = 'parameter') -> dict[str, T]:
+  """The entries of `leaves` that `where` selects; nothing selected is an error.
+
+  >>> select({'a/bias': 1, 'a/kernel': 2}, '.*/bias')
+  {'a/bias': 1}
+  """
+  selection = at(where) if isinstance(where, str) else where
+  found = {p: leaves[p] for p in selection.of(leaves)}
+  if not found:
+    rule = repr(where) if isinstance(where, str) else spell(where)
+    raise FewshotError(
+      f'{rule} matches none of the {len(leaves)} {what}s; there are {brief(list(leaves))}; '
+      'patterns match the whole path'
+    )
+  return found
+
+
+def stable_hash(*parts: Any) -> int:
+  """A 32-bit number that depends on the parts alone, for `jax.random.fold_in`.
+
+  >>> stable_hash('lora', 'encoder/block_0/attn/query')
+  810818727
+  """
+  return zlib.crc32('\0'.join(map(str, parts)).encode())
+
+
+def keystr(keys: Any) -> str:
+  """The path of a leaf, from the keys that `jax.tree_util` gives."""
+  return jax.tree_util.keystr(keys, simple=True, separator='/')
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+  try:
+    return re.compile(pattern)
+  except (re.error, RecursionError, OverflowError) as e:
+    raise FewshotError(f'{pattern[:80]!r} is not a regular expression: {e}') from None
+
+
+def _binary(left: Selection, op: str, right: Selection) -> str:
+  return f'{_operand(left)} {op} {_operand(right)}'
+
+
+def _operand(s: Selection) -> str:
+  text = spell(s)
+  return f'({text})' if isinstance(ast.parse(text, mode='eval').body, ast.BinOp) else text
+
+
+def _check(other: Any) -> None:
+  if not isinstance(other, Selection):
+    raise FewshotError(f"| and & combine selections, not {other!r}; write at('.*/bias') around it")

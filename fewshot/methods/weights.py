@@ -1,0 +1,129 @@
+"""Methods in weight space: theta stands for, or adds to, leaves of params."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fewshot.methods import base, paths
+from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, method
+from fewshot.methods.paths import Where
+
+Array = jax.Array
+
+
+def in_weights(
+  where: Where,
+  init: Callable[[Array, Array], Any],
+  weight: Callable[[Any, Array], Array],
+  frozen: tuple[str, ...] = (),
+  penalty: Callable[..., Array] = base._no_penalty,
+) -> Method:
+  """A method from two functions of one weight: `init(key, w) -> t` and `weight(t, w) -> w'`.
+
+  t is an array or a dict of arrays; its entries named in `frozen` ride along in state.  theta is
+  kept at float32 or wider, and the new weight has the dtype of the old one.
+
+  >>> shift = in_weights('.*bias', init=lambda key, w: jnp.zeros_like(w), weight=lambda t, w: w + t)
+  >>> theta, state = shift.init(jax.random.key(0), None, {'bias': jnp.ones(2)}, None)
+  >>> shift.weights({'bias': jnp.ones(2)}, state, {'bias': jnp.ones(2)})['bias'].tolist()
+  [2.0, 2.0]
+  """
+
+  def init_all(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
+    del forward, calib
+    found = paths.select(floats(params), where)
+    ts = {
+      p: widen(init(jax.random.fold_in(key, paths.stable_hash(p)), w)) for p, w in found.items()
+    }
+    return split(ts, frozen)
+
+  def weights(theta: Theta, state: State, params: Params) -> Params:
+    flat = paths.flatten(params)
+    new = {p: weight(t, flat[p]).astype(flat[p].dtype) for p, t in join(theta, state).items()}
+    return paths.replace(params, new)
+
+  return Method(init_all, weights, penalty=penalty)
+
+
+def floats(params: Params) -> dict[str, Array]:
+  """The leaves that can train, by path."""
+  leaves = paths.flatten(params)
+  return {p: w for p, w in leaves.items() if jnp.issubdtype(w.dtype, jnp.inexact)}
+
+
+def widen(tree: Any) -> Any:
+  """Trains at float32 or wider, whatever the dtype of the frozen weights."""
+
+  def wide(x: Array) -> Array:
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+      return x
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+  return jax.tree.map(wide, tree)
+
+
+def split(ts: dict[str, Any], frozen: tuple[str, ...]) -> tuple[Theta, State]:
+  """{path: entries} as (theta, state): the entries named in `frozen` go to state."""
+  if not frozen:
+    return ts, {}
+  theta = {p: {k: v for k, v in t.items() if k not in frozen} for p, t in ts.items()}
+  state = {p: {k: v for k, v in t.items() if k in frozen} for p, t in ts.items()}
+  return theta, state
+
+
+def join(theta: Theta, state: State) -> dict[str, Any]:
+  """The inverse of `split`."""
+  return {p: t | state[p] if p in state else t for p, t in theta.items()}
+
+
+@method
+def tune(where: Where = '.*') -> Method:
+  """Trains the selected leaves of params themselves: theta = W, W' = theta.
+
+  >>> from fewshot.methods import spell
+  >>> spell(tune('.*/ln1/scale'))
+  "tune(where='.*/ln1/scale')"
+  """
+  return in_weights(where, init=lambda key, w: w, weight=lambda t, w: t)
+
+
+@method
+def full() -> Method:
+  """Full fine-tuning: every float leaf of params trains.
+
+  >>> full().mergeable
+  True
+  """
+  return tune('.*')
+
+
+@method
+def bitfit() -> Method:
+  """BitFit (Ben Zaken et al. 2022, arXiv:2106.10199): only the bias vectors train.
+
+  >>> bitfit().mergeable
+  True
+  """
+  return tune('(.*/)?bias')
+
+
+@method
+def layernorm() -> Method:
+  """LayerNorm tuning (Zhao et al. 2023, arXiv:2312.11420): gains and biases of the norms train.
+
+  >>> layernorm().mergeable
+  True
+  """
+  return tune(r'(.*/)?(ln\d*|norm(_\d+)?)/(scale|bias)')
+
+
+@method
+def linear_probe() -> Method:
+  """Trains the classifier `head` that a model came with; for a fresh one see `linear`.
+
+  >>> linear_probe().mergeable
+  True
+  """
+  return tune('head/.*')

@@ -1,0 +1,131 @@
+"""Figures of results, drawn off-screen and the same bytes for the same records."""
+
+import io
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewshot import summaries, tables
+from fewshot.errors import FewshotError
+from fewshot.records import replace
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+
+# Okabe and Ito's blues and a grey: they differ in lightness too, so any eye and print tells them.
+MEAN, DOT, GREY, RULE = '#0072B2', '#56B4E9', '#5F6368', '#E8EAED'
+INCHES = 0.155  # The height of a line of text in a label.
+STYLE: dict[str, Any] = {
+  'font.size': 9,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.spines.left': False,
+  'axes.edgecolor': GREY,
+  'xtick.color': GREY,
+  'text.parse_math': False,
+}
+
+
+def accuracy(
+  rows: Sequence[summaries.Row], records: Iterable[summaries.Record], path: str | Path
+) -> None:
+  """Draws a dot plot of accuracy as PNG: a line per method, a panel per (task, K, model).
+
+  Faint dots are the splits (or seeds), the full dot with its bar is mean ± sample standard
+  deviation in percent; the trained share of the parameters stands on the right.
+
+  Args:
+    rows: as `fewshot.summaries.summarise` gives them, drawn in that order.
+    records: the records they were made from.
+    path: the file; it is replaced as a whole.
+
+  Raises:
+    FewshotError: there is no row to draw, or the file cannot be written.
+
+  >>> accuracy([], [], 'accuracy.png')
+  Traceback (most recent call last):
+  fewshot.errors.FewshotError: no row to draw in accuracy.png; run an experiment first
+  """
+  sections = summaries.sections(rows)
+  if not sections:
+    raise FewshotError(f'no row to draw in {path}; run an experiment first')
+  members = summaries.group(records)
+  values = {row.key: summaries.accuracies(members[row.key])[0] for row in rows}
+  replace(path, _draw(sections, values))
+
+
+def _draw(
+  sections: Sequence[Sequence[summaries.Row]], values: Mapping[summaries.Key, Sequence[float]]
+) -> bytes:
+  import matplotlib.style
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+  from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+  # Below and above the rows stand the axis with its label, and the title.
+  heights = [sum(sum(_room(*_label(row, s))) for row in s) + 0.85 for s in sections]
+  with matplotlib.style.context(['default', STYLE]):
+    figure = Figure(figsize=(7.2, sum(heights)), layout=ConstrainedLayoutEngine(h_pad=0.08))
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(len(sections), height_ratios=heights)
+    first = None
+    for index, section in enumerate(sections):
+      axes = figure.add_subplot(grid[index], sharex=first)
+      _panel(axes, section, [values[row.key] for row in section])
+      first = first or axes
+    image = io.BytesIO()
+    figure.savefig(image, format='png', dpi=200, metadata={'Software': None})
+  return image.getvalue()
+
+
+def _panel(
+  axes: 'Axes', section: Sequence[summaries.Row], values: Sequence[Sequence[float]]
+) -> None:
+  y = 0.0
+  for row, points in zip(section, values, strict=True):
+    label, notes = _label(row, section)
+    above, below = _room(label, notes)
+    y += above
+    _line(axes, y, row, points)
+    at: dict[str, Any] = {'xycoords': axes.get_yaxis_transform(), 'textcoords': 'offset points'}
+    up, va = (1, 'bottom') if notes else (0, 'center')
+    axes.annotate(label, (0, y), (-8, up), ha='right', va=va, **at)
+    axes.annotate(notes, (0, y), (-8, -2), ha='right', va='top', color=GREY, fontsize=7.5, **at)
+    axes.annotate(tables.percent(row), (1, y), (12, 0), va='center', color=GREY, **at)
+    y += below
+  axes.set_ylim(y, 0)
+  axes.set_yticks([])
+  axes.set_xlabel(f'accuracy (%), mean ± std over {tables.over(section)}')
+  axes.set_title(tables.title(section), loc='left', fontweight='bold', fontsize=10)
+  at = {'xycoords': 'axes fraction', 'textcoords': 'offset points'}
+  axes.annotate('trained', (1, 1), (12, 6), color=GREY, **at)
+
+
+def _line(axes: 'Axes', y: float, row: summaries.Row, points: Sequence[float]) -> None:
+  axes.axhline(y, color=RULE, linewidth=0.8, zorder=0)
+  if row.mean is None:
+    middle: dict[str, Any] = {'ha': 'center', 'va': 'center'}
+    middle['transform'] = axes.get_yaxis_transform()
+    axes.text(0.5, y, 'no run has an accuracy', color=GREY, backgroundcolor='white', **middle)
+    return
+  error = None if row.std is None else 100 * row.std
+  axes.errorbar(100 * row.mean, y, xerr=error, color=MEAN, capsize=3, elinewidth=1.6, zorder=2)
+  axes.scatter([100 * p for p in points], [y] * len(points), 26, DOT, alpha=0.6, lw=0, zorder=1)
+  axes.scatter(100 * row.mean, y, 44, MEAN, edgecolors='white', lw=0.8, zorder=3)
+
+
+def _label(row: summaries.Row, section: Sequence[summaries.Row]) -> tuple[str, str]:
+  """The method, wrapped, and below it what sets this row apart from the others."""
+  notes = [row.fit] if len({other.fit for other in section}) > 1 else []
+  if row.lost or row.failed or row.collapsed:
+    notes.append(f'runs: {tables.runs(row)}')
+  return '\n'.join(textwrap.wrap(row.method, 44)), '\n'.join(notes)
+
+
+def _room(label: str, notes: str) -> tuple[float, float]:
+  """Inches a row needs above and below its line."""
+  lines = label.count('\n') + 1
+  if not notes:
+    return INCHES * lines / 2 + 0.08, INCHES * lines / 2 + 0.08
+  return INCHES * lines + 0.08, 0.13 * (notes.count('\n') + 1) + 0.08

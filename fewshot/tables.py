@@ -1,0 +1,271 @@
+"""Result tables, for the terminal and in Markdown, with a caption that says how they were made."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fewshot import records
+from fewshot.errors import FewshotError
+from fewshot.summaries import Row, sections, summarise
+
+if TYPE_CHECKING:
+  from rich.console import Console
+
+__all__ = [
+  'Row', 'caption', 'percent', 'render_markdown', 'render_terminal', 'runs', 'sections',
+  'summarise', 'title', 'write',
+]  # fmt: skip
+NONE = '–'
+TEXTS = ('method', 'fit')
+
+
+def render_terminal(rows: Iterable[Row], console: 'Console') -> None:
+  """Prints a table per section on a rich console, numbers right-aligned, the best mean bold.
+
+  >>> from rich.console import Console
+  >>> row = Row('vit', 'digits', 16, 'linear()', '', 0.5, 0.125, n=5, runs=5, trained=5, total=10)
+  >>> render_terminal([row], Console(width=90))  # doctest: +ELLIPSIS
+  digits, K = 16, vit
+  ...
+  linear()...50.0 ± 12.5 %...5...5 (50.00 %)...
+  """
+  from rich import box
+  from rich.table import Table
+  from rich.text import Text
+
+  for section in sections(rows):
+    head, cells = _cells(section)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    names, lines = _folded(head, cells, console.width)
+    # Headers wrap at spaces and spellings fold to the room left; a number is never broken.
+    least = [max(map(len, '\n'.join(column).split('\n'))) for column in zip(*lines, strict=True)]
+    widths = [max([n, *map(len, name.split())]) for n, name in zip(least, names, strict=True)]
+    widths[0] = max(12, min(widths[0], console.width - sum(widths[1:]) - 3 * len(widths[1:])))
+    for name, width in zip(names, widths, strict=True):
+      justify: Literal['left', 'right'] = 'right' if table.columns else 'left'
+      table.add_column(Text(name), justify=justify, width=width, overflow='fold')
+    for line, best in zip(lines, _best(section), strict=True):
+      table.add_row(*map(Text, line), style='bold' if best else '')
+    heading, below = Text(title(section), style='bold'), Text(caption(section))
+    console.print(heading, '', table, '', below, '', sep='\n')
+
+
+def _folded(
+  head: Sequence[str], cells: Sequence[Sequence[str]], width: int
+) -> tuple[list[str], list[list[str]]]:
+  """One column of spellings, and on a narrow terminal a number's remarks on a line of their own."""
+  texts = sum(name in TEXTS for name in head)
+  numbers = [[*line[texts:]] for line in cells]
+  room = width - 30 - sum(max(map(len, column)) + 3 for column in zip(*numbers, strict=True))
+  if room < 0:
+    numbers = [[re.sub(r' (?=[(/])', '\n', cell) for cell in line] for line in numbers]
+  lines = ['\n'.join(line[:texts]) for line in cells]
+  named = [[name, *line] for name, line in zip(lines, numbers, strict=True)]
+  return [', '.join(head[:texts]), *head[texts:]], named
+
+
+def render_markdown(rows: Iterable[Row]) -> str:
+  """The same tables and captions in Markdown; the same rows give the same bytes.
+
+  >>> row = Row('vit', 'digits', 16, 'linear()', '', 0.5, 0.125, n=5, runs=5, trained=5, total=10)
+  >>> print(render_markdown([row]))  # doctest: +ELLIPSIS
+  ### digits, K = 16, vit
+  <BLANKLINE>
+  | method | accuracy (mean ± std over 5 splits) | runs | trained | seconds | memory |
+  | --- | ---: | ---: | ---: | ---: | ---: |
+  | `linear()` | **50.0 ± 12.5 %** | 5 | 5 (50.00 %) | – | – |
+  ...
+  """
+  parts = []
+  for section in sections(rows):
+    head, cells = _cells(section)
+    lines = [f'### {title(section)}', '', _line(head)]
+    lines.append(_line(['---' if name in TEXTS else '---:' for name in head]))
+    for line, best in zip(cells, _best(section), strict=True):
+      shown = [
+        f'`{cell}`' if name in TEXTS else cell for name, cell in zip(head, line, strict=True)
+      ]
+      if best:
+        shown[-5] = f'**{shown[-5]}**'
+      lines.append(_line(shown))
+    parts.append('\n'.join([*lines, '', caption(section), '']))
+  return '\n'.join(parts)
+
+
+def _line(cells: Iterable[str]) -> str:
+  return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
+
+
+def title(section: Sequence[Row]) -> str:
+  """The task, K and model that all rows of a section share.
+
+  >>> title([Row('vit', 'digits', 16, 'linear()')])
+  'digits, K = 16, vit'
+  """
+  model, task, k, *_ = section[0].key
+  return f'{task}, K = {k}, {model}'
+
+
+def caption(section: Sequence[Row]) -> str:
+  """How the numbers of a section came about, in full sentences.
+
+  >>> caption([Row('vit', 'digits', 16, 'linear()', n=5, test_items=(500,))])[:62]
+  'Accuracy of vit on digits with K = 16, test items n = 500: mea'
+  """
+  row = section[0]
+  items = _span(n for row in section for n in row.test_items)
+  spread = f'mean ± std over the {over(section)} (sample standard deviation, ddof = 1)'
+  if _over(section)[1] < 2:
+    spread = 'at most one run per method, hence no standard deviation'
+  parts = [
+    f'Accuracy of {row.model} on {row.task} with K = {row.k}, test items n = {items}: {spread}; '
+    'the best mean is bold.'
+  ]
+  if (fits := {row.fit for row in section}) != {''} and len(fits) == 1:
+    parts.append(f'Fit: {row.fit}.')
+  parts.append(f'Hyper-parameters: {_tuning(section)}.')
+  if any(row.lost or row.failed or row.collapsed for row in section):
+    parts.append(
+      'Runs without an accuracy are counted but cannot enter the mean; collapsed runs that have '
+      'one do.'
+    )
+  parts.append(
+    'Seconds are those of a vmapped chunk divided by its runs and exclude compilation. Memory is '
+    "that of the chunk's compiled program."
+  )
+  return ' '.join(parts)
+
+
+def _tuning(section: Sequence[Row]) -> str:
+  dev = [row for row in section if row.tuning == 'dev']
+  chosen = f'chosen on a dev set of {_span(n for row in dev for n in row.dev_items)} items'
+  if not dev:
+    return 'fixed beforehand'
+  if len(dev) == len(section):
+    return chosen
+  return f'{chosen} for {", ".join(row.method for row in dev)}, fixed beforehand for the others'
+
+
+def _span(values: Iterable[int]) -> str:
+  known = set(values)
+  ends = sorted({min(known), max(known)}) if known else []
+  return '–'.join(f'{value:,}' for value in ends) or 'unknown'
+
+
+def over(section: Sequence[Row]) -> str:
+  """What the accuracies of a section are over; a cell for which that differs says so.
+
+  >>> over([Row('vit', 'digits', 16, 'linear()', n=5)])
+  '5 splits'
+  """
+  return _units(*_over(section))
+
+
+def _over(section: Sequence[Row]) -> tuple[str, int]:
+  """What the section's accuracies are over, for its header; cells that differ say so."""
+  split = [row.n for row in section if row.kind == 'split-std']
+  kind = 'split-std' if split else 'seed-std'
+  count = max(split or [row.n for row in section])
+  return ('split-std', count) if count < 2 else (kind, count)
+
+
+def _units(kind: str, count: int) -> str:
+  unit = kind.removesuffix('-std')
+  return f'{count} {unit}' if count == 1 else f'{count} {unit}s'
+
+
+def _cells(section: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+  fits = len({row.fit for row in section}) > 1
+  head = ['method', *['fit'][:fits], f'accuracy (mean ± std over {over(section)})']
+  head += ['runs', 'trained', 'seconds', 'memory']
+  cells = []
+  for row in section:
+    names = [row.method, *[row.fit][:fits]]
+    share, memory = _trained_cell(row), _memory_cell(row)
+    numbers = [_accuracy_cell(row, section), runs(row), share, _seconds_cell(row), memory]
+    cells.append(names + numbers)
+  return head, cells
+
+
+def _best(section: Sequence[Row]) -> list[bool]:
+  best = max((row.mean for row in section if row.mean is not None), default=None)
+  return [row.mean is not None and row.mean == best for row in section]
+
+
+def _accuracy_cell(row: Row, section: Sequence[Row]) -> str:
+  kind, count = _over(section)
+  if row.mean is None:
+    return NONE
+  if row.std is None:
+    return f'{100 * row.mean:.1f} %' + (' (1 run)' if count > 1 else '')
+  # Lost runs explain a smaller count already, in their own column.
+  same = row.kind == kind and (row.n == count or row.lost > 0)
+  note = '' if same else f' ({_units(row.kind, row.n)})'
+  return f'{100 * row.mean:.1f} ± {100 * row.std:.1f} %{note}'
+
+
+def runs(row: Row) -> str:
+  """How many runs have an accuracy, of how many, and what became of the others.
+
+  >>> runs(Row('vit', 'digits', 16, 'linear()', runs=5, lost=1, failed=1))
+  '4 of 5 (1 failed)'
+  """
+  troubles = [('failed', row.failed), ('collapsed', row.collapsed)]
+  notes = ', '.join(f'{count} {name}' for name, count in troubles if count)
+  count = f'{row.runs - row.lost} of {row.runs}' if row.lost else f'{row.runs}'
+  return f'{count} ({notes})' if notes else count
+
+
+def percent(row: Row) -> str:
+  """The trained share of a row as text.
+
+  >>> percent(Row('vit', 'digits', 16, 'linear()', trained=1, total=300))
+  '0.33 %'
+  >>> percent(Row('vit', 'digits', 16, 'linear()', trained=1, total=10**6))
+  '<0.01 %'
+  """
+  return '<0.01 %' if 0 < row.percent < 0.01 else f'{row.percent:.2f} %'
+
+
+def _trained_cell(row: Row) -> str:
+  least = 'up to ' if row.trained_min not in (None, row.trained) else ''
+  return f'{least}{row.trained:,} ({percent(row)})'
+
+
+def _seconds_cell(row: Row) -> str:
+  if row.seconds is None:
+    return NONE
+  return f'{row.seconds:.2f}' if row.seconds < 10 else f'{row.seconds:,.1f}'
+
+
+def _memory_cell(row: Row) -> str:
+  if row.memory is None:
+    return NONE
+  of = f' / {row.memory_runs} runs' if row.memory_runs else ''
+  return f'{row.memory / 2**20:,.1f} MiB{of}'
+
+
+def write(path: str | Path, mixed: bool = False) -> list[Row]:
+  """Writes `table.md` and `accuracy.png` into a run's folder from the records in it.
+
+  Unreadable lines are skipped with a warning, so that what is finished can be looked at.
+
+  Raises:
+    FewshotError: there is no record, records cannot be compared (see `summarise`), or a file
+      cannot be written.
+
+  >>> write('no-such-run')  # doctest: +ELLIPSIS
+  Traceback (most recent call last):
+  fewshot.errors.FewshotError: no records at no-such-run/records.jsonl: ...
+  """
+  from fewshot import plots
+
+  known = records.read(path, strict=False)
+  if not known:
+    raise FewshotError(f'no finished run in {path}; run an experiment into this folder first')
+  folder = Path(path) if Path(path).is_dir() else Path(path).parent
+  rows = summarise(known, mixed=mixed)
+  records.replace(folder / 'table.md', render_markdown(rows).encode())
+  plots.accuracy(rows, known, folder / 'accuracy.png')
+  return rows

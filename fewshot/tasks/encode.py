@@ -1,0 +1,114 @@
+"""From a task and its splits to the arrays that a sweep runs on."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fewshot.errors import FewshotError
+from fewshot.tasks import buckets
+from fewshot.tasks.base import Task
+from fewshot.tasks.splits import Split
+
+Batch = dict[str, np.ndarray]
+
+
+class Bucket(NamedTuple):
+  """Test examples of one length: arrays [n_batches, B, ...]; `rows` says which test items."""
+
+  batches: Batch
+  rows: np.ndarray  # [n_batches * B]; -1 where padded.
+
+
+class Encoded(NamedTuple):
+  """Splits as arrays: train and dev [S, N, ...], test in length buckets shared by all splits."""
+
+  train: Batch
+  dev: Batch | None
+  test: tuple[Bucket, ...]
+  labels: np.ndarray  # [T], of the test items in the split's order.
+  splits: tuple[Split, ...]
+
+
+def encode(
+  task: Task,
+  splits: Sequence[Split],
+  tokenizer: Any = None,
+  max_length: int = 64,
+  tokens_per_batch: int = 4096,
+) -> Encoded:
+  """Tokenises what the splits use (texts are cut at `max_length`) and pads to few lengths."""
+  if any(s.test_hash != splits[0].test_hash for s in splits):
+    raise FewshotError(f'{task.name}: the splits of one sweep share their test set')
+  used = np.unique(np.concatenate([r for s in splits for r in (s.train, s.dev, s.test)]))
+  rows, lengths = _features(task, used, tokenizer, max_length)
+  place = {int(r): i for i, r in enumerate(used)}
+  at = lambda part: np.array([[place[int(r)] for r in p] for p in part], int)  # noqa: E731
+  shown = [at([getattr(s, part) for s in splits]) for part in ('train', 'dev')]
+  longest = max(lengths[i].max() for i in shown if i.size)
+  train, dev = (_take(rows, i, buckets.round_up(int(longest))) for i in shown)
+  test = at([splits[0].test])[0]
+  return Encoded(
+    train,
+    dev if shown[1].size else None,
+    tuple(_test_buckets(rows, test, lengths[test], tokens_per_batch)),
+    rows['labels'][test],
+    tuple(splits),
+  )
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> tuple[Batch, np.ndarray]:
+  """tokens [N, L] and mask [N, L], padded to the longest; and the lengths."""
+  tokenizer.enable_truncation(max_length)
+  try:
+    encoded = [e.ids for e in tokenizer.encode_batch(list(texts))]
+  finally:
+    tokenizer.no_truncation()
+  lengths = np.array([max(len(e), 1) for e in encoded])
+  tokens = np.zeros((len(encoded), buckets.round_up(int(lengths.max()))), np.int32)
+  mask = np.zeros(tokens.shape, bool)
+  for i, e in enumerate(encoded):
+    tokens[i, : len(e)] = e
+    mask[i, : max(len(e), 1)] = True  # An empty text still shows one position.
+  return {'tokens': tokens, 'mask': mask}, lengths
+
+
+def _features(
+  task: Task, used: np.ndarray, tokenizer: Any, max_length: int
+) -> tuple[Batch, np.ndarray]:
+  if task.is_text:
+    if tokenizer is None:
+      raise FewshotError(f'{task.name} holds texts, and this model has no tokenizer')
+    texts = [str(task.inputs[i]) for i in used]
+    rows, lengths = tokenize(tokenizer, texts, max_length)
+  else:
+    assert isinstance(task.inputs, dict)
+    rows = {k: v[used] for k, v in task.inputs.items()}
+    lengths = np.ones(len(used), int)
+  return rows | {'labels': task.labels[used]}, lengths
+
+
+def _take(rows: Batch, index: np.ndarray, length: int) -> Batch:
+  """rows[index], with per-token arrays cut at `length`."""
+  return {k: _cut(k, v, length)[index] for k, v in rows.items()}
+
+
+def _cut(name: str, values: np.ndarray, length: int) -> np.ndarray:
+  return values[:, :length] if name in ('tokens', 'mask') else values
+
+
+def _test_buckets(
+  rows: Batch, test: np.ndarray, lengths: np.ndarray, tokens_per_batch: int
+) -> list[Bucket]:
+  out = []
+  edges = buckets.bounds(lengths)
+  for low, high in zip([0, *edges[:-1]], edges, strict=True):
+    items = np.flatnonzero((lengths > low) & (lengths <= high))
+    items = items[np.argsort(lengths[items], kind='stable')]
+    n_batches = -(-len(items) * high // tokens_per_batch)
+    size = -(-len(items) // n_batches)
+    padded = np.full(n_batches * size, -1)
+    padded[: len(items)] = items
+    index = test[np.where(padded < 0, items[0], padded)].reshape(n_batches, size)
+    out.append(Bucket(_take(rows, index, high), padded))
+  return out

@@ -1,0 +1,91 @@
+"""K-shot splits: drawn by seed, stratified, and named by a hash of their content."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from fewshot.errors import FewshotError
+from fewshot.tasks.base import Task
+
+
+class Split(NamedTuple):
+  """Rows of a task for one few-shot problem; `hash` changes when any example or label does."""
+
+  seed: int
+  k: int
+  train: np.ndarray  # [C * k], k of each class.
+  dev: np.ndarray  # [C * dev_k].
+  test: np.ndarray
+  hash: str  # Of train, dev and test.
+  test_hash: str
+
+
+def kshot(
+  task: Task,
+  k: int = 16,
+  seeds: Iterable[int] = range(5),
+  dev_k: int = 0,
+  max_test: int = 0,
+) -> list[Split]:
+  """One split a seed: k train and dev_k dev examples of each class from the train pool.
+
+  Test is the same for all: the test pool, or `max_test` of its rows drawn once.  dev_k > k is
+  refused: a dev set larger than train is not few-shot (Perez et al. 2021, arXiv:2105.11447).
+
+  >>> from fewshot import tasks
+  >>> toy = tasks.make('toy', [f't{i}' for i in range(20)], [i % 2 for i in range(20)])
+  >>> [len(s.train) for s in kshot(toy, k=3, seeds=[0, 1])]
+  [6, 6]
+  """
+  if k < 1 or dev_k < 0:
+    raise FewshotError(f'k={k}, dev_k={dev_k}: k is at least 1 and dev_k at least 0')
+  if dev_k > k:
+    raise FewshotError(
+      f'dev_k={dev_k} > k={k}: choosing on a dev set larger than the train set is not few-shot'
+    )
+  _check_classes(task, k + dev_k)
+  test = _test_rows(task, max_test)
+  if not len(test):
+    raise FewshotError(f'{task.name}: the test pool is empty')
+  return [_split(task, k, int(seed), dev_k, test) for seed in seeds]
+
+
+def _split(task: Task, k: int, seed: int, dev_k: int, test: np.ndarray) -> Split:
+  rng = np.random.default_rng(seed)
+  train, dev = [], []
+  for c in range(len(task.classes)):
+    pool = task.train[task.labels[task.train] == c]
+    # By id, so that the draw depends on the examples and not on the order of a file.
+    drawn = rng.permutation(pool[np.argsort(task.ids[pool], kind='stable')])
+    train.append(drawn[:k])
+    dev.append(drawn[k : k + dev_k])
+  train_rows, dev_rows = np.concatenate(train), np.concatenate(dev)
+  parts = [content_hash(task, rows) for rows in (train_rows, dev_rows, test)]
+  whole = hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]
+  return Split(seed, k, train_rows, dev_rows, test, whole, parts[2])
+
+
+def content_hash(task: Task, rows: np.ndarray) -> str:
+  """16 hex digits over the ids (texts and labels) of these rows, in order."""
+  return hashlib.sha256(' '.join(task.ids[rows]).encode()).hexdigest()[:16]
+
+
+def _test_rows(task: Task, max_test: int) -> np.ndarray:
+  if not 0 < max_test < len(task.test):
+    return task.test
+  by_id = task.test[np.argsort(task.ids[task.test], kind='stable')]
+  return np.sort(np.random.default_rng(0).choice(by_id, max_test, replace=False))
+
+
+def _check_classes(task: Task, need: int) -> None:
+  counts = np.bincount(task.labels[task.train], minlength=len(task.classes))
+  short = [(task.classes[i], int(n)) for i, n in enumerate(counts) if n < need]
+  if short:
+    name, n = min(short, key=lambda s: s[1])
+    raise FewshotError(
+      f'{task.name}: class {name!r} has {n} train examples but {need} are needed; '
+      f'lower k (and dev_k) to at most {int(counts.min())} together'
+      + (f' ({len(short)} classes are too small)' if len(short) > 1 else '')
+    )
