@@ -32,6 +32,7 @@ def save(adapted: Adapted, folder: str | Path) -> Path:
   about = {
     'method': methods.spell(adapted.method),
     'model': adapted.model.name,
+    'dtype': _dtype(adapted.model),
     'hashes': {**_hashes(adapted.model), 'split': adapted.split},
     'classes': list(adapted.classes),
     'max_length': adapted.max_length,
@@ -43,10 +44,7 @@ def save(adapted: Adapted, folder: str | Path) -> Path:
     tmp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
     safetensors.numpy.save_file({k: np.asarray(v) for k, v in leaves.items()}, tmp / TENSORS)
     (tmp / ABOUT).write_text(json.dumps(about, indent=1) + '\n')
-    if folder.exists():
-      _refuse_foreign(folder)
-      shutil.rmtree(folder)
-    os.replace(tmp, folder)
+    _put(tmp, folder)
   except (OSError, safetensors.SafetensorError) as e:
     raise FewshotError(
       f'cannot save to {folder}: {getattr(e, "strerror", None) or e}; give a writable folder'
@@ -55,6 +53,22 @@ def save(adapted: Adapted, folder: str | Path) -> Path:
     if tmp is not None and tmp.exists():
       shutil.rmtree(tmp, ignore_errors=True)
   return folder
+
+
+def _put(tmp: Path, folder: Path) -> None:
+  """Moves `tmp` to `folder`; the checkpoint that was there goes only when the new one stands."""
+  if not folder.exists():
+    os.replace(tmp, folder)
+    return
+  _refuse_foreign(folder)
+  old = tmp.with_name(f'{tmp.name}-old')
+  os.replace(folder, old)
+  try:
+    os.replace(tmp, folder)
+  except BaseException:
+    os.replace(old, folder)
+    raise
+  shutil.rmtree(old, ignore_errors=True)
 
 
 def load(folder: str | Path, model: models.Model | None = None) -> Adapted:
@@ -70,20 +84,25 @@ def load(folder: str | Path, model: models.Model | None = None) -> Adapted:
   try:
     tensors = safetensors.numpy.load_file(folder / TENSORS)
     name, spelling = about['model'], about['method']
-    hashes, classes = about['hashes'], tuple(about['classes'])
+    hashes, classes = dict(about['hashes']), tuple(about['classes'])
+    split, length = hashes['split'], about['max_length']
+    dtype = jax.numpy.dtype(about['dtype'])
   except (OSError, safetensors.SafetensorError) as e:
     raise FewshotError(f'{folder / TENSORS} is missing or damaged ({e}); save it again') from None
   except KeyError as e:
     raise FewshotError(f'{folder / ABOUT} lacks {e.args[0]!r}; save it again') from None
-  model = model or models.load(name)
-  if hashes['weights'] != _hashes(model)['weights']:
-    raise FewshotError(
-      f'{folder} was made on {name} with weights {hashes["weights"]}, but {model.name} has '
-      f'{_hashes(model)["weights"]}; load the base it belongs to'
-    )
+  except (TypeError, ValueError):
+    raise FewshotError(f'{folder / ABOUT} holds other values than save wrote') from None
+  model = model or models.load(name, dtype=dtype)
+  for what, here in _hashes(model).items():
+    if here != hashes.get(what):
+      raise FewshotError(
+        f'{folder} was made on {name} with {what} {hashes.get(what)}, but {model.name} has {here}; '
+        'load the base it belongs to'
+      )
   method = methods.parse(spelling)
   theta, state = _restore(folder, method, model, len(classes), tensors)
-  return Adapted(model, method, theta, state, classes, about['max_length'], hashes['split'])
+  return Adapted(model, method, theta, state, classes, length, split)
 
 
 def _restore(
@@ -104,6 +123,12 @@ def _restore(
     raise FewshotError(f'{folder} does not fit {methods.spell(method)} at {brief(odd)}')
   tree = paths.replace(like, {p: jax.numpy.asarray(x) for p, x in tensors.items()})
   return tree['theta'], tree['state']
+
+
+def _dtype(model: models.Model) -> str:
+  """That of the frozen weights, by which a base loaded again is cast."""
+  leaves = [np.asarray(x).dtype for x in jax.tree.leaves(model.params)]
+  return str(next((d for d in leaves if jax.numpy.issubdtype(d, np.inexact)), 'float32'))
 
 
 def _hashes(model: models.Model) -> dict[str, str]:

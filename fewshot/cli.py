@@ -1,35 +1,68 @@
 """The command line.  Only argparse is imported here: every command imports what it needs."""
 
 import argparse
+import contextlib
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from fewshot import __version__
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; a user's mistake is one line on stderr and exit status 2."""
-  args, rest = _parser().parse_known_args(argv)
   try:
-    if rest and args.command != 'run':
-      raise FewshotError(f'unknown argument {rest[0]!r}; see fewshot {args.command} --help')
-    return int(args.call(args, rest) or 0)
+    args, rest = _parser().parse_known_args(argv)
+    _refuse_unknown(args, rest)
+    status = int(args.call(args, rest) or 0)
+    sys.stdout.flush()
+    return status
   except FewshotError as e:
     print(f'fewshot: {e}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print('fewshot: interrupted', file=sys.stderr)
     return 130
-  except BrokenPipeError:
-    sys.stderr.close()
-    return 141
+  except OSError as e:
+    _drop_stdout()
+    if isinstance(e, BrokenPipeError):
+      return 141
+    print(f'fewshot: {e.filename or "cannot write the output"}: {e.strerror or e}', file=sys.stderr)
+    return 1
+
+
+class _Parser(argparse.ArgumentParser):
+  """A parser whose errors are one line, as all others are, and name the nearest choice."""
+
+  def error(self, message: str) -> NoReturn:
+    if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+      known = re.findall(r'[\w-]+', found[2])
+      noun = 'command' if self.prog == 'fewshot' else f'word after {self.prog}:'
+      raise FewshotError(f'unknown {noun} {found[1]!r}; {nearest(found[1], known)}')
+    raise FewshotError(f'{message}; see {self.prog} --help')
+
+
+def _refuse_unknown(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  for arg in rest:
+    if args.command == 'run' and arg.startswith('--config.'):
+      continue
+    flags = re.findall(r'--[\w-]+', args.usage)
+    more = '; config keys are set by --config.KEY=VALUE' if args.command == 'run' else ''
+    raise FewshotError(f'unknown argument {arg!r}; {nearest(arg.split("=")[0], flags)}{more}')
+
+
+def _drop_stdout() -> None:
+  """What could not be written is not tried again when the interpreter exits."""
+  with contextlib.suppress(OSError):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     prog='fewshot', description='Few-shot adaptation experiments in JAX.', allow_abbrev=False
   )
   parser.add_argument('--version', action='version', version=f'fewshot {__version__}')
@@ -69,17 +102,15 @@ def _parser() -> argparse.ArgumentParser:
   bench.add_argument('name', help="the benchmark, for example 'step'")
   bench.add_argument('--repeats', type=int, default=5, help='measurements of each side (default 5)')
   bench.add_argument('--json', action='store_true', help='print one JSON value as the last line')
+  for sub in commands.choices.values():
+    sub.set_defaults(usage=sub.format_usage())
   return parser
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:
   from fewshot import command_run
 
-  overrides = []
-  for arg in rest:
-    if not arg.startswith('--config.'):
-      raise FewshotError(f'unknown argument {arg!r}; config keys are set by --config.KEY=VALUE')
-    overrides.append(arg.removeprefix('--config.'))
+  overrides = [arg.removeprefix('--config.') for arg in rest]
   if args.dry_run:
     return command_run.dry_run(args.config, overrides, args.json)
   return command_run.run(args.config, overrides, args.out, args.fresh, args.json)

@@ -19,21 +19,22 @@ def run(path: str, overrides: Sequence[str], out: str | None, fresh: bool, as_js
   folder = _folder(todo[0], out)
   records.prepare(folder)
   use_cache()
-  from fewshot import experiment
+  from fewshot import experiment, methods
   from fewshot.logging import open_log
 
-  note(f'[bold]{todo[0].name}[/bold]: {len(todo)} rows, records in {folder}')
   prepared = experiment.prepare(todo)
+  note(f'{todo[0].name}: {len(todo)} rows, records in {folder}', style='bold', markup=False)
   _show_preflight(prepared)
+  log = open_log(folder, todo[0].name, todo[0].wandb, configs.as_dict(todo[0]))
   if fresh:
     _set_aside(folder)
   done = _recorded(folder)
-  log = open_log(folder, todo[0].name, todo[0].wandb, configs.as_dict(todo[0]))
-  total = sum(len(p.data.splits) * len(p.config.seeds) for p in prepared)
+  planned = {i for p in prepared for i in experiment.plan(p)}
+  kept = len(planned & done)
   try:
-    with Bars(total) as bars:
+    with Bars(len(planned) - kept) as bars:
       for p in prepared:
-        bars.method(p.config.method)
+        bars.method(methods.spell(p.method))
         for record in experiment.execute(p, folder, log, bars.phase, done):
           bars.advance()
           log.event('timings', run=record['id'], **record['timings'])
@@ -45,8 +46,8 @@ def run(path: str, overrides: Sequence[str], out: str | None, fresh: bool, as_js
     return 130
   finally:
     log.close()
-  if done:
-    note(f'{len(done)} runs were recorded before and not run again; --fresh runs them anew')
+  if kept:
+    note(f'{kept} runs were recorded before and not run again; --fresh runs them anew')
   return _finish(folder, as_json)
 
 
@@ -66,17 +67,17 @@ def dry_run(path: str, overrides: Sequence[str], as_json: bool) -> int:
     cost = experiment.cost(p)
     rows.append(
       {
-        'method': p.config.method,
+        'method': methods.spell(p.method),
         'fit': p.config.fit,
         'trained': p.trained,
-        'total': methods.count(p.model.params),
+        'total': p.total,
         'runs': n,
         **cost,
       }
     )
     if not as_json:
       stdout.print(
-        f'{p.config.method}: {n} runs in chunks of {cost["chunk"]}, '
+        f'{methods.spell(p.method)}: {n} runs in chunks of {cost["chunk"]}, '
         f'{cost["memory_bytes"] / 2**20:,.0f} MiB, {cost["step_flops"] / 1e9:,.1f} GFLOP a step'
       )
   if as_json:
@@ -131,8 +132,7 @@ def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
   where = stdout if every else None
   say = where.print if where else note
   for p in prepared:
-    total = methods.count(p.model.params)
-    say(f'{p.config.method}  trains {p.trained:,} beside or among {total:,}')
+    say(f'{methods.spell(p.method)}  trains {p.trained:,} of {p.total:,}')
     for row in p.rows if every else p.rows[:-1]:
       say(f'    {row.rule:32s} {methods.count(row.leaves):>12,}  {row.text}', markup=False)
 

@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,8 @@ def default() -> ConfigDict:
       'seeds': (0,),  # Seeds of the initialisation.
       'max_length': 64,  # Tokens; longer texts are cut.
       'max_test': 500,  # Test items, drawn once; 0 for all.
-      'method': 'chain(lora(rank=8), linear())',
+      'method': 'lora(rank=8)',
+      'head': 'linear()',  # Chained to a method that gives no logits.
       'fit': 'sgd(steps=40, lr=1e-3, head_lr=1e-2)',
       'grid': dict.fromkeys(VARIED, ()),  # Values tried by each run, chosen on dev.
       'dtype': 'float32',  # Of the frozen weights.
@@ -55,15 +58,8 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> list[ConfigDict]:
   Raises:
     FewshotError: no such file, no `get_config()`, an unknown key or a value of another type.
   """
-  module = _module(Path(path))
-  if not hasattr(module, 'get_config'):
-    raise FewshotError(f'{path} has no get_config(); a config file defines one')
-  base = module.get_config()
-  if not isinstance(base, ConfigDict):
-    raise FewshotError(f'get_config() of {path} returns no ConfigDict; start from config.default()')
-  _check_keys(base)
+  base, rows = _read(Path(path))
   changes = dict(_parse_override(base, o) for o in overrides)
-  rows = list(module.sweep()) if hasattr(module, 'sweep') else [{}]
   if any(set(row) & set(changes) for row in rows):
     rows = [{}]
   return [with_changes(base, {**row, **changes}) for row in rows]
@@ -77,7 +73,7 @@ def with_changes(base: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
   """
   config = base.copy_and_resolve_references()
   for key, value in changes.items():
-    _field(config, key)
+    _check_value(key, _field(config, key), value)
     *parents, leaf = key.split('.')
     node = config
     for p in parents:
@@ -95,6 +91,43 @@ def grid(config: ConfigDict) -> dict[str, tuple[float, ...]]:
   return {k: tuple(float(x) for x in v) for k, v in config.grid.items() if len(v)}
 
 
+def _read(path: Path) -> tuple[ConfigDict, list[Mapping[str, Any]]]:
+  """What the file's get_config() and sweep() return, checked; whatever they raise is named."""
+  module = _module(path)
+  if not hasattr(module, 'get_config'):
+    raise FewshotError(f'{path} has no get_config(); a config file defines one')
+  try:
+    base = module.get_config()
+    rows = list(module.sweep()) if hasattr(module, 'sweep') else [{}]
+  except FewshotError:
+    raise
+  except Exception as e:
+    raise FewshotError(f'{path} does not run: {type(e).__name__}: {_line(e)}') from None
+  if not isinstance(base, ConfigDict):
+    raise FewshotError(f'get_config() of {path} returns no ConfigDict; start from config.default()')
+  if not rows or not all(isinstance(r, Mapping) for r in rows):
+    raise FewshotError(f'sweep() of {path} yields no rows, or not dicts as {{"method": "lora()"}}')
+  return with_changes(default(), _flat(base)), rows
+
+
+def _check_value(key: str, current: Any, value: Any) -> None:
+  """What ConfigDict lets through: None and True for numbers, any elements in a tuple."""
+  odd = value is None or (isinstance(value, bool) and not isinstance(current, bool))
+  if odd:
+    raise FewshotError(f'config.{key} is of type {type(current).__name__}, not {value!r}')
+  if not isinstance(current, tuple) or not isinstance(value, (tuple, list)):
+    return
+  kinds, noun = ((int, float), 'numbers') if key.startswith('grid.') else ((int,), 'seeds')
+  for v in value:
+    seed = noun == 'seeds' and isinstance(v, int) and not 0 <= v < 2**31
+    if not isinstance(v, kinds) or isinstance(v, bool) or seed or not math.isfinite(v):
+      raise FewshotError(f'config.{key} is a tuple of {noun}, not {str(value)[:80]}')
+
+
+def _line(error: Exception) -> str:
+  return ' '.join(str(error).split())[:300]
+
+
 def _module(path: Path) -> Any:
   if not path.is_file():
     raise FewshotError(f'there is no config file {path}; see the folder configs/')
@@ -107,15 +140,8 @@ def _module(path: Path) -> Any:
   except FewshotError:
     raise
   except Exception as e:
-    raise FewshotError(f'{path} does not run: {type(e).__name__}: {e}') from None
+    raise FewshotError(f'{path} does not run: {type(e).__name__}: {_line(e)}') from None
   return module
-
-
-def _check_keys(config: ConfigDict) -> None:
-  known = _flat(default())
-  for key in _flat(config):
-    if key not in known:
-      raise FewshotError(f'unknown config key {key!r}; {nearest(key, known)}')
 
 
 def _parse_override(base: ConfigDict, text: str) -> tuple[str, Any]:
@@ -155,9 +181,12 @@ def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def as_dict(config: ConfigDict) -> dict[str, Any]:
-  """The config as plain JSON, for records: without where it was written to."""
+  """The config as plain JSON, for records: without where files lie."""
   plain = config.to_dict()
   plain.pop('out')
+  for key in ('model', 'task'):  # A folder or a file by its name: records hold no path.
+    if os.path.isabs(os.path.expanduser(plain[key])):
+      plain[key] = Path(plain[key]).name
   return {k: _plain(v) for k, v in plain.items()}
 
 

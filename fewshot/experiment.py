@@ -32,6 +32,7 @@ class Prepared(NamedTuple):
   method: methods.Method
   fit: fits.Fit
   rows: list[Row]  # The trained/frozen table.
+  total: int = 0  # Parameters of the adapted model: the base and what is added beside it.
 
   @property
   def calib(self) -> methods.Calib:
@@ -69,8 +70,24 @@ def _prepare(config: ConfigDict, loaded: dict[Any, Any]) -> Prepared:
     splits = tasks.kshot(task, config.k, config.splits, config.dev_k, config.max_test)
     loaded[data_key] = tasks.encode(task, splits, model.tokenizer, config.max_length)
   prepared = Prepared(config, model, task, loaded[data_key], method, fit, [])
+  prepared = prepared._replace(method=_with_head(prepared))
+  method = prepared.method
   table = methods.table(method, model.forward, model.params, prepared.calib)
-  return prepared._replace(rows=table)
+  added = methods.mask(method, model.forward, model.params, prepared.calib).added
+  total = methods.count(model.params) + methods.count(added)
+  return prepared._replace(rows=table, total=total)
+
+
+def _with_head(p: Prepared) -> methods.Method:
+  """The method, with the config's head behind it where the adapted forward gives no logits."""
+
+  def outputs(key: Any, params: Any) -> Any:
+    theta, state = p.method.init(key, p.model.forward, params, p.calib)
+    return methods.adapt(p.method, p.model.forward, theta, state)(params, p.calib.batch)
+
+  if 'logits' in jax.eval_shape(outputs, jax.random.key(0), p.model.params):
+    return p.method
+  return methods.chain(p.method, methods.parse(p.config.head))
 
 
 def execute(
@@ -81,8 +98,8 @@ def execute(
   A failure on the way (a device out of memory, say) becomes a record too.
   """
   p, grid = prepared, configs.grid(prepared.config)
-  plan = runs(len(p.data.splits), p.config.seeds, grid)
-  if done.issuperset(run_id(p, r) for r in plan):
+  ids = plan(p)
+  if done.issuperset(ids):
     return
   results = sweep(
     p.model, p.data, p.method, p.fit, classes=len(p.task.classes), seeds=p.config.seeds,
@@ -101,8 +118,8 @@ def execute(
     raise
   except Exception as e:
     cause = f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}'[:300]
-    for run in plan:
-      if run not in written and run_id(p, run) not in done:
+    for id, run in ids.items():
+      if run not in written and id not in done:
         yield _write(out, log, _failed(p, run, cause))
 
 
@@ -114,6 +131,12 @@ def _with_choice(results: Iterator[Result], choose: bool) -> Iterator[tuple[Resu
   everything = list(results)
   best = _chosen(everything)
   yield from ((r, i in best) for i, r in enumerate(everything))
+
+
+def plan(p: Prepared) -> dict[str, Run]:
+  """The runs of an experiment by their ids."""
+  todo = runs(len(p.data.splits), p.config.seeds, configs.grid(p.config))
+  return {run_id(p, r): r for r in todo}
 
 
 def run_id(p: Prepared, run: Run) -> str:
@@ -158,7 +181,7 @@ def _record(p: Prepared, result: Result, chosen: bool) -> dict[str, Any]:
     'chosen': chosen,
     'scores': scores,
     'trained': p.trained,
-    'total': methods.count(p.model.params),
+    'total': p.total,
     'timings': result.timings,
     'memory': result.memory,
     'status': status,
@@ -176,7 +199,7 @@ def _failed(p: Prepared, run: Run, cause: str) -> dict[str, Any]:
     'chosen': True,
     'scores': {},
     'trained': p.trained,
-    'total': methods.count(p.model.params),
+    'total': p.total,
     'timings': {},
     'memory': {},
     'status': 'failed',
@@ -271,9 +294,9 @@ def versions() -> dict[str, str]:
 
 def cost(p: Prepared) -> dict[str, Any]:
   """Memory, FLOPs and chunk of an experiment, from its compiled programs; nothing is run."""
-  plan = runs(len(p.data.splits), p.config.seeds, configs.grid(p.config))
+  todo = list(plan(p).values())
   setup = sweeps.setup(p.model, p.data, p.method, p.fit, len(p.task.classes))
   budget = int(p.config.memory_gb * 2**30) or sweeps.free_memory()
-  programs = sweeps.compile_programs(setup, p.model.params, p.data, plan, budget)
+  programs = sweeps.compile_programs(setup, p.model.params, p.data, todo, budget)
   flops = sweeps.flops(programs.advance)
   return {'chunk': programs.chunk, 'memory_bytes': programs.bytes, 'step_flops': flops}

@@ -117,7 +117,8 @@ def _line(axes: 'Axes', y: float, row: summaries.Row, points: Sequence[float]) -
 
 def _label(row: summaries.Row, section: Sequence[summaries.Row]) -> tuple[str, str]:
   """The method, wrapped, and below it what sets this row apart from the others."""
-  notes = [row.fit] if len({other.fit for other in section}) > 1 else []
+  notes = [tables.fit_texts(section)[1][section.index(row)]]
+  notes = notes if len({other.fit for other in section}) > 1 else []
   if row.lost or row.failed or row.collapsed:
     notes.append(f'runs: {tables.runs(row)}')
   return '\n'.join(textwrap.wrap(row.method, 44)), '\n'.join(notes)

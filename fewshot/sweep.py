@@ -84,6 +84,8 @@ def sweep(
   """
   todo = runs(len(data.splits), seeds, grid)
   _check_grid(fit, grid or {})
+  if not todo:
+    raise FewshotError('there is nothing to run: the splits, the seeds or a grid are empty')
   shared = setup(model, data, method, fit, classes, objective)
   tick = progress or (lambda phase, done: None)
   tick('compile', 0.0)

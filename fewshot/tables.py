@@ -122,17 +122,20 @@ def caption(section: Sequence[Row]) -> str:
     f'Accuracy of {row.model} on {row.task} with K = {row.k}, test items n = {items}: {spread}; '
     'the best mean is bold.'
   ]
-  if (fits := {row.fit for row in section}) != {''} and len(fits) == 1:
-    parts.append(f'Fit: {row.fit}.')
+  shared, _ = fit_texts(section)
+  if shared:
+    parts.append(f'Fit: {"; ".join(shared)}.')
   parts.append(f'Hyper-parameters: {_tuning(section)}.')
   if any(row.lost or row.failed or row.collapsed for row in section):
     parts.append(
       'Runs without an accuracy are counted but cannot enter the mean; collapsed runs that have '
       'one do.'
     )
+  together = {row.memory_runs for row in section}
+  of = f' of {together.pop()} runs' if len(together) == 1 and row.memory_runs else ''
   parts.append(
-    'Seconds are those of a vmapped chunk divided by its runs and exclude compilation. Memory is '
-    "that of the chunk's compiled program."
+    f'Seconds are those of a vmapped chunk{of} divided by its runs and exclude compilation. Memory '
+    "is that of the chunk's compiled program."
   )
   return ' '.join(parts)
 
@@ -175,16 +178,48 @@ def _units(kind: str, count: int) -> str:
   return f'{count} {unit}' if count == 1 else f'{count} {unit}s'
 
 
+def fit_texts(section: Sequence[Row]) -> tuple[list[str], list[str]]:
+  """What the rows' fits share, for the caption, and what sets each row's fit apart.
+
+  >>> fits = ('sgd(steps=5, lr=1)', 'sgd(steps=5, lr=2)')
+  >>> rows = [Row('vit', 'digits', 16, 'a()', fit) for fit in fits]
+  >>> fit_texts(rows)
+  (['sgd(steps=5, ...)'], ['lr=1', 'lr=2'])
+  """
+  calls = [_call(row.fit) for row in section]
+  by_name: dict[str, list[list[str]]] = {}
+  for name, args in calls:
+    by_name.setdefault(name, []).append(args)
+  shared = {n: [a for a in all_[0] if all(a in o for o in all_)] for n, all_ in by_name.items()}
+  own = [[a for a in args if a not in shared[name]] for name, args in calls]
+  apart = [', '.join(a) or f'{name}()' for (name, _), a in zip(calls, own, strict=True)]
+  texts = []
+  for name, args in shared.items():
+    more = ['...'] if any(len(o) > len(args) for o in by_name[name]) else []
+    texts += (
+      [f'{name}({", ".join([*args, *more])})'] if name and (args or len(by_name) == 1) else []
+    )
+  return texts, apart
+
+
+def _call(fit: str) -> tuple[str, list[str]]:
+  """'sgd(steps=5, lr=1)' as its name and its arguments."""
+  name, _, inside = fit.removesuffix(')').partition('(')
+  return name, re.split(r', (?=\w+=)', inside) if inside else []
+
+
 def _cells(section: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
   fits = len({row.fit for row in section}) > 1
+  _, apart = fit_texts(section)
+  plain = len({runs(row) for row in section}) == 1 and not any(row.lost for row in section)
   head = ['method', *['fit'][:fits], f'accuracy (mean ± std over {over(section)})']
-  head += ['runs', 'trained', 'seconds', 'memory']
+  head += [*['runs'][plain:], 'trained', 'seconds', 'memory']
   cells = []
-  for row in section:
-    names = [row.method, *[row.fit][:fits]]
-    share, memory = _trained_cell(row), _memory_cell(row)
-    numbers = [_accuracy_cell(row, section), runs(row), share, _seconds_cell(row), memory]
-    cells.append(names + numbers)
+  for row, own in zip(section, apart, strict=True):
+    names = [row.method, *[own][:fits]]
+    share, memory = _trained_cell(row), _memory_cell(row, section)
+    counts = [runs(row)][plain:]
+    cells.append([*names, _accuracy_cell(row, section), *counts, share, _seconds_cell(row), memory])
   return head, cells
 
 
@@ -239,10 +274,11 @@ def _seconds_cell(row: Row) -> str:
   return f'{row.seconds:.2f}' if row.seconds < 10 else f'{row.seconds:,.1f}'
 
 
-def _memory_cell(row: Row) -> str:
+def _memory_cell(row: Row, section: Sequence[Row]) -> str:
   if row.memory is None:
     return NONE
-  of = f' / {row.memory_runs} runs' if row.memory_runs else ''
+  alike = len({row.memory_runs for row in section}) == 1
+  of = f' / {row.memory_runs} runs' if row.memory_runs and not alike else ''
   return f'{row.memory / 2**20:,.1f} MiB{of}'
 
 

@@ -16,7 +16,7 @@ from fewshot.models import bert
 from fewshot.tasks.encode import Bucket, Encoded
 from fewshot.tasks.splits import Split
 
-# Compiled programs survive between test runs and are shared by the workers of one.
+# Compiled programs survive between test runs and are shared by the workers of one run.
 jax.config.update('jax_compilation_cache_dir', str(assets.cache_dir() / 'xla'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
@@ -34,7 +34,7 @@ class Tiny(NamedTuple):
   batch: dict[str, Any]
   calib: methods.Calib
   model: models.Model
-  encoded: Encoded  # Two splits: 9 train, 6 dev and 10 test examples.
+  encoded: Encoded  # Two splits of 9 train and 10 test examples.
 
 
 @pytest.fixture(scope='session')
@@ -87,9 +87,9 @@ def random_batch(shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, 
 
 
 def random_splits() -> Encoded:
-  """Two splits of 9 train and 6 dev examples with one test set of 10 in two buckets."""
+  """Two splits of 9 train examples with one test set of 10 in two buckets."""
   rng = np.random.default_rng(2)
-  train, dev = random_batch((2, 9, 7), rng), random_batch((2, 6, 7), rng)
+  train = random_batch((2, 9, 7), rng)
   short, long = random_batch((1, 4, 4), rng), random_batch((2, 4, 7), rng)
   buckets = (
     Bucket(short, np.array([3, 0, 7, 9])),
@@ -99,5 +99,5 @@ def random_splits() -> Encoded:
   flat = np.concatenate([b.batches['labels'].reshape(-1) for b in buckets])
   labels = flat[np.argsort(np.where(rows < 0, 99, rows))][:10]
   row = lambda n: np.arange(n)  # noqa: E731
-  splits = tuple(Split(s, 3, row(9), row(6), row(10), f'split{s}', 'test') for s in (0, 1))
-  return Encoded(train, dev, buckets, labels, splits)
+  splits = tuple(Split(s, 3, row(9), row(0), row(10), f'split{s}', 'test') for s in (0, 1))
+  return Encoded(train, None, buckets, labels, splits)

@@ -73,6 +73,14 @@ PLACES = (
 )
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  """These programs compile for seconds and run for milliseconds."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 class Ready(NamedTuple):
   """A method at its start and after some training."""
 
@@ -190,7 +198,7 @@ def test_merge_equals_apply(ready, tiny, perturb, dtype, tolerance):
   check_merge(ready.method, tiny, perturb, dtype, tolerance)
 
 
-@pytest.mark.parametrize('first, second', itertools.product(PLACES, repeat=2))
+@pytest.mark.parametrize('first, second', list(itertools.product(PLACES, repeat=2)))
 def test_merge_equals_apply_for_pairs_of_places(tiny, perturb, first, second):
   pair = methods.chain(methods.parse(first), methods.parse(second))
   check_merge(pair, tiny, perturb, np.float64, 1e-9)

@@ -103,7 +103,8 @@ def _better(loss: Loss, carry: Any, data: Data) -> dict[str, Any]:
   best = carry['best']
   value, outputs = loss(carry['theta'], carry['state'], data.dev)
   score = loss.objective.mean_score(outputs, data.dev)
-  wins = (score > best['score']) | ((score == best['score']) & (value < best['loss']))
+  better = (score > best['score']) | ((score == best['score']) & (value < best['loss']))
+  wins = better & jnp.isfinite(value)  # Of NaN logits, argmax is a class that may be right.
   here = {'theta': carry['theta'], 'state': carry['state'], 'score': score, 'loss': value}
   return jax.tree.map(lambda new, old: jnp.where(wins, new, old), here, best)
 

@@ -43,17 +43,7 @@ def sites(forward: Forward, params: Params, batch: Batch, where: Where) -> dict[
 
   Raises `FewshotError` when the pattern matches no module that is called.
   """
-  first, seen = _calls(forward, params, batch), _calls(forward, params, batch)
-  if not seen or seen.keys() != first.keys():
-    raise FewshotError(
-      'no module call was seen: the forward is no Linen module, or it is jitted; activation '
-      'methods need an unjitted Linen forward (jit only the outermost function)'
-    )
-  return paths.select({p: s for p, s in seen.items() if p}, where, 'module')
-
-
-def _calls(forward: Forward, params: Params, batch: Batch) -> dict[str, Site]:
-  """All module calls of one trace; a jitted part shows up in the first trace alone."""
+  _check_unjitted(forward)
   seen: dict[str, Site] = {}
 
   def record(next_fn: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -67,7 +57,21 @@ def _calls(forward: Forward, params: Params, batch: Batch) -> dict[str, Site]:
   with nn.intercept_methods(record):
     # A fresh function: JAX caches traces by identity, and a cached trace runs no Python.
     jax.eval_shape(lambda params, batch: forward(params, batch), params, batch)
-  return seen
+  if not seen:
+    raise FewshotError(
+      'no module call was seen: the forward is no Linen module, or it is jitted; activation '
+      'methods need an unjitted Linen forward (jit only the outermost function)'
+    )
+  return paths.select({p: s for p, s in seen.items() if p}, where, 'module')
+
+
+def _check_unjitted(forward: Forward) -> None:
+  # On its first trace a jitted forward would be intercepted, and keep that trace for ever.
+  if isinstance(forward, jax.stages.Wrapped):
+    raise FewshotError(
+      'the forward is jitted, so activation methods cannot reach inside; jit only the outermost '
+      'function'
+    )
 
 
 def in_activations(
@@ -134,6 +138,8 @@ def wide(site: Site) -> Any:
 def _intercepted(
   forward: Forward, ts: dict[str, dict[str, Array]], call: Callable[..., Any]
 ) -> Forward:
+  _check_unjitted(forward)
+
   def adapted(params: Params, batch: Batch, key: Array | None = None) -> Outputs:
     visits: dict[str, int] = dict.fromkeys(ts, 0)
 

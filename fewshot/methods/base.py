@@ -132,7 +132,7 @@ def method(constructor: Callable[P, Method]) -> Callable[P, Method]:
     def init(key: Array, *rest: Any) -> tuple[Theta, State]:
       return m.init(jax.random.fold_in(key, salt), *rest)
 
-    return m._replace(init=init, made=Made(make, args, kwargs), parts=())
+    return m._replace(init=init, made=Made(make, args, tuple(kwargs.items())), parts=())
 
   return make
 
@@ -190,7 +190,7 @@ def chain(*methods: Method) -> Method:
     _chained_penalty(parts),
     _chained_optimizer(parts),
     _chained_plan(parts),
-    made=Made(chain, parts, {}),
+    made=Made(chain, parts),
     parts=parts,
   )
 

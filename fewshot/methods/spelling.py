@@ -27,13 +27,13 @@ class Made(NamedTuple):
 
   fn: Callable[..., Any]
   args: tuple[Any, ...]
-  kwargs: dict[str, Any]
+  named: tuple[tuple[str, Any], ...] = ()  # Pairs, so that what carries them can be hashed.
 
   def text(self) -> str:
     """The call as it was made, in one form: required arguments by position, others by name."""
     signature = inspect.signature(self.fn)
     shown = []
-    for name, value in signature.bind(*self.args, **self.kwargs).arguments.items():
+    for name, value in signature.bind(*self.args, **dict(self.named)).arguments.items():
       parameter = signature.parameters[name]
       if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
         shown += [spell(v) for v in value]
@@ -51,7 +51,7 @@ def spelled(fn: Callable[..., T]) -> Callable[..., T]:
   def make(*args: Any, **kwargs: Any) -> T:
     _check(fn, args, kwargs)
     result: Any = fn(*args, **kwargs)
-    return result._replace(made=Made(make, args, kwargs))
+    return result._replace(made=Made(make, args, tuple(kwargs.items())))
 
   return make
 
@@ -87,7 +87,7 @@ def remake(value: T, **kwargs: Any) -> T:
   for name in kwargs:
     if name not in known:
       raise FewshotError(f'{made.fn.__name__} has no argument {name!r}; {nearest(name, known)}')
-  bound = inspect.signature(made.fn).bind(*made.args, **made.kwargs)
+  bound = inspect.signature(made.fn).bind(*made.args, **dict(made.named))
   if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in known.values()):
     raise FewshotError(f'{made.fn.__name__} takes no named arguments to vary')
   return made.fn(**{**bound.arguments, **kwargs})

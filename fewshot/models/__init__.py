@@ -1,5 +1,6 @@
 """Backbones: real weights by name or folder, and any function of your own."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ def load(name: str, dtype: Any = None, dropout: float = 0.0) -> Model:
   """
   if name in MODELS:
     return _from_folder(name, assets.get(name), dtype, dropout)
-  folder = Path(name).expanduser()
-  if folder.is_dir():
-    return _from_folder(folder.name, folder, dtype, dropout)
+  folder = Path(os.path.expanduser(name))
+  if name and folder.is_dir():
+    return _from_folder(folder.resolve().name, folder, dtype, dropout)
   raise FewshotError(
     f'there is no model {name!r}, nor a folder of that name; {nearest(name, MODELS)}'
   )
@@ -51,6 +52,8 @@ def _from_folder(name: str, folder: Path, dtype: Any, dropout: float) -> Model:
 
   import jax
 
+  if not 0 <= dropout < 1:
+    raise FewshotError(f'dropout={dropout} is a probability below 1')
   raw = hf.read_json(folder / 'config.json')
   family = FAMILIES.get(raw.get('model_type', ''))
   if family is None:
@@ -62,14 +65,31 @@ def _from_folder(name: str, folder: Path, dtype: Any, dropout: float) -> Model:
     config = dataclasses.replace(family.config_from_hf(raw), dropout=dropout)
   except KeyError as e:
     raise FewshotError(f'{name}: config.json lacks {e.args[0]!r}') from None
+  except TypeError as e:
+    raise FewshotError(f'{name}: config.json holds a value of another type: {e}') from None
   params = hf.load(folder, family.NAMES, config.depth, family.PREFIXES, family.UNUSED, dtype)
   skip = family.skipped_positions(raw)
   table = params['inputs']['positions']
   table['embedding'] = table['embedding'][skip:]
+  _check_shapes(name, family, config, params)
   hashes = {'weights': hash_params(params)}
   tokenizer = _tokenizer(name, folder, config.vocab, hashes)
   params = jax.tree.map(jax.numpy.asarray, params)
   return Model(name, family.forward(config), params, tokenizer, hashes, config.positions)
+
+
+def _check_shapes(name: str, family: Any, config: Any, params: Any) -> None:
+  """Weights of another size than config.json says are refused by name."""
+  import jax
+
+  like = jax.eval_shape(lambda: family.init(config, jax.random.key(0)))
+  found = zip(jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(params), strict=True)
+  for (path, want), got in found:
+    if want.shape != got.shape:
+      raise FewshotError(
+        f'{name}: {jax.tree_util.keystr(path, simple=True, separator="/")} is {got.shape} in the '
+        f'weights but {want.shape} by config.json; they do not belong together'
+      )
 
 
 def _tokenizer(name: str, folder: Path, vocab: int, hashes: dict[str, str]) -> Any:

@@ -165,6 +165,11 @@ def forward(config: Config) -> Callable[..., dict[str, Array]]:
   module = Bert(config)
 
   def apply(params: Any, batch: dict[str, Any], key: Array | None = None) -> dict[str, Array]:
+    if 'tokens' not in batch or 'mask' not in batch:
+      raise FewshotError(
+        f'this model reads tokens and mask, and the batch has {", ".join(batch) or "nothing"}; '
+        'give it texts, or a dict of both arrays'
+      )
     rngs = None if key is None else {'dropout': key}
     types = batch.get('types')
     return module.apply({'params': params}, batch['tokens'], batch['mask'], types, rngs=rngs)  # type: ignore[return-value]
@@ -182,6 +187,10 @@ def config_from_hf(hf: Mapping[str, Any]) -> Config:
   """Reads a Hugging Face `config.json`; what this file does not compute is refused."""
   if hf.get('position_embedding_type', 'absolute') != 'absolute':
     raise FewshotError(f'position_embedding_type {hf["position_embedding_type"]!r}; only absolute')
+  if hf['hidden_size'] % hf['num_attention_heads']:
+    raise FewshotError(
+      f'hidden_size {hf["hidden_size"]} does not divide into {hf["num_attention_heads"]} heads'
+    )
   act = hf.get('hidden_act', 'gelu')
   if act not in ACTIVATIONS:
     raise FewshotError(f'hidden_act {act!r} is not known; known: {", ".join(ACTIVATIONS)}')

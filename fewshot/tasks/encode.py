@@ -38,6 +38,8 @@ def encode(
   tokens_per_batch: int = 4096,
 ) -> Encoded:
   """Tokenises what the splits use (texts are cut at `max_length`) and pads to few lengths."""
+  if not splits:
+    raise FewshotError(f'{task.name}: there is no split to encode; kshot(task, k) draws some')
   if any(s.test_hash != splits[0].test_hash for s in splits):
     raise FewshotError(f'{task.name}: the splits of one sweep share their test set')
   used = np.unique(np.concatenate([r for s in splits for r in (s.train, s.dev, s.test)]))
@@ -59,6 +61,11 @@ def encode(
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> tuple[Batch, np.ndarray]:
   """tokens [N, L] and mask [N, L], padded to the longest; and the lengths."""
+  special = tokenizer.num_special_tokens_to_add(False)
+  if max_length <= special:
+    raise FewshotError(
+      f'max_length={max_length} leaves no room for a text beside {special} special tokens'
+    )
   tokenizer.enable_truncation(max_length)
   try:
     encoded = [e.ids for e in tokenizer.encode_batch(list(texts))]
@@ -84,7 +91,8 @@ def _features(
   else:
     assert isinstance(task.inputs, dict)
     rows = {k: v[used] for k, v in task.inputs.items()}
-    lengths = np.ones(len(used), int)
+    longest = max((v.shape[1] for k, v in rows.items() if _per_token(k, v)), default=1)
+    lengths = np.full(len(used), longest)
   return rows | {'labels': task.labels[used]}, lengths
 
 
@@ -94,14 +102,19 @@ def _take(rows: Batch, index: np.ndarray, length: int) -> Batch:
 
 
 def _cut(name: str, values: np.ndarray, length: int) -> np.ndarray:
-  return values[:, :length] if name in ('tokens', 'mask') else values
+  return values[:, :length] if _per_token(name, values) else values
+
+
+def _per_token(name: str, values: np.ndarray) -> bool:
+  return name in ('tokens', 'mask') and values.ndim > 1
 
 
 def _test_buckets(
   rows: Batch, test: np.ndarray, lengths: np.ndarray, tokens_per_batch: int
 ) -> list[Bucket]:
   out = []
-  edges = buckets.bounds(lengths)
+  # Each bucket is a forward pass more to compile: a third one pays on large test sets only.
+  edges = buckets.bounds(lengths, at_most=2 if len(test) < 1000 else 4)
   for low, high in zip([0, *edges[:-1]], edges, strict=True):
     items = np.flatnonzero((lengths > low) & (lengths <= high))
     items = items[np.argsort(lengths[items], kind='stable')]

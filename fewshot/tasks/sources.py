@@ -34,21 +34,26 @@ def from_csv(path: str | Path, text: str = 'text', label: str = 'label') -> Task
   path = Path(path)
   try:
     with path.open(newline='', encoding='utf-8-sig') as f:
-      table = list(csv.DictReader(f, delimiter='\t' if path.suffix == '.tsv' else ','))
+      reader = csv.DictReader(f, delimiter='\t' if path.suffix == '.tsv' else ',')
+      columns = reader.fieldnames or []
+      table, lines = [], []  # A cell may run over several lines of the file.
+      for row in reader:
+        table.append(row)
+        lines.append(reader.line_num)
   except FileNotFoundError:
     raise FewshotError(f'there is no file {path.name}') from None
   except (UnicodeDecodeError, csv.Error) as e:
     raise FewshotError(f'{path.name} is no CSV in UTF-8: {e}') from None
+  except OSError as e:
+    raise FewshotError(f'{path.name} cannot be read: {e.strerror or e}') from None
   if not table:
     raise FewshotError(f'{path.name} has no rows under its header')
   for column in (text, label):
-    if column not in table[0]:
-      raise FewshotError(f'{path.name} has no column {column!r}; {nearest(column, table[0])}')
-  ragged = [i for i, r in enumerate(table, 2) if not r[label] or r[text] is None]
-  if ragged:
-    raise FewshotError(f'{path.name}: line {ragged[0]} lacks a text or a label')
+    if column not in columns:
+      raise FewshotError(f'{path.name} has no column {column!r}; {nearest(column, columns)}')
+  _check_cells(path, table, lines, (text, label))
   rows = None
-  if 'split' in table[0]:
+  if 'split' in columns:
     rows = _rows_by_split(path, [r['split'] for r in table])
   return make(path.stem, [r[text] for r in table], [r[label] for r in table], rows)
 
@@ -95,8 +100,21 @@ def _trec(folder: Path) -> Task:
   return make('trec', list(questions), labels, held_out=0.2)
 
 
+def _check_cells(
+  path: Path, table: list[dict[str, Any]], lines: list[int], needed: tuple[str, str]
+) -> None:
+  text, label = needed
+  for row, line in zip(table, lines, strict=True):
+    if not row[label] or row[text] is None:
+      raise FewshotError(f'{path.name}: line {line} lacks a text or a label')
+    if None in row:  # What DictReader files the cells beyond the header under.
+      raise FewshotError(
+        f'{path.name}: line {line} has more cells than the header; quote the cell with a separator'
+      )
+
+
 def _rows_by_split(path: Path, split: list[str]) -> np.ndarray:
-  odd = sorted(set(split) - {'train', 'test'})
+  odd = sorted({str(s) for s in split} - {'train', 'test'})
   if odd:
     raise FewshotError(f'{path.name}: column split holds {brief(odd)}; it takes train and test')
   return np.flatnonzero(np.array(split) == 'test')

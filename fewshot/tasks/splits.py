@@ -45,20 +45,21 @@ def kshot(
     raise FewshotError(
       f'dev_k={dev_k} > k={k}: choosing on a dev set larger than the train set is not few-shot'
     )
+  seeds = [int(s) for s in seeds]
+  if not seeds or min(seeds) < 0:
+    raise FewshotError(f'the seeds of the splits are {seeds}; give at least one, none below 0')
   _check_classes(task, k + dev_k)
   test = _test_rows(task, max_test)
   if not len(test):
     raise FewshotError(f'{task.name}: the test pool is empty')
-  return [_split(task, k, int(seed), dev_k, test) for seed in seeds]
+  return [_split(task, k, seed, dev_k, test) for seed in seeds]
 
 
 def _split(task: Task, k: int, seed: int, dev_k: int, test: np.ndarray) -> Split:
   rng = np.random.default_rng(seed)
   train, dev = [], []
   for c in range(len(task.classes)):
-    pool = task.train[task.labels[task.train] == c]
-    # By id, so that the draw depends on the examples and not on the order of a file.
-    drawn = rng.permutation(pool[np.argsort(task.ids[pool], kind='stable')])
+    drawn = rng.permutation(_by_id(task, task.train[task.labels[task.train] == c]))
     train.append(drawn[:k])
     dev.append(drawn[k : k + dev_k])
   train_rows, dev_rows = np.concatenate(train), np.concatenate(dev)
@@ -72,15 +73,23 @@ def content_hash(task: Task, rows: np.ndarray) -> str:
   return hashlib.sha256(' '.join(task.ids[rows]).encode()).hexdigest()[:16]
 
 
+def _by_id(task: Task, rows: np.ndarray) -> np.ndarray:
+  """Rows in the order of their ids, repeats dropped: what is drawn of them depends on the
+  examples and not on the order of a file, and train and dev share no example.
+  """
+  return rows[np.unique(task.ids[rows], return_index=True)[1]]
+
+
 def _test_rows(task: Task, max_test: int) -> np.ndarray:
-  if not 0 < max_test < len(task.test):
-    return task.test
   by_id = task.test[np.argsort(task.ids[task.test], kind='stable')]
-  return np.sort(np.random.default_rng(0).choice(by_id, max_test, replace=False))
+  if not 0 < max_test < len(by_id):
+    return by_id
+  return by_id[np.sort(np.random.default_rng(0).choice(len(by_id), max_test, replace=False))]
 
 
 def _check_classes(task: Task, need: int) -> None:
-  counts = np.bincount(task.labels[task.train], minlength=len(task.classes))
+  different = _by_id(task, task.train)
+  counts = np.bincount(task.labels[different], minlength=len(task.classes))
   short = [(task.classes[i], int(n)) for i, n in enumerate(counts) if n < need]
   if short:
     name, n = min(short, key=lambda s: s[1])

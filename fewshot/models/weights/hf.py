@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
     value = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
     raise FewshotError(f'{path.name} is missing from {path.parent.name}/') from None
-  except (ValueError, OSError) as e:
+  except (ValueError, RecursionError, OSError) as e:
     raise FewshotError(f'{path.name} in {path.parent.name}/ is not readable JSON: {e}') from None
   if not isinstance(value, dict):
     raise FewshotError(f'{path.name} in {path.parent.name}/ holds no JSON object')
@@ -56,13 +56,13 @@ def load(
     plain = {_strip(name, prefixes): name for name in where}
     table = dict(expand(names, depth))
     old = {n: re.sub('weight$', 'gamma', re.sub('bias$', 'beta', n)) for n in table.values()}
-    table = {p: n if n in plain else old[n] for p, n in table.items()}
+    table = {p: old[n] if old[n] in plain else n for p, n in table.items()}
     missing = [n for n in table.values() if n not in plain]
     left = [n for n in set(plain) - set(table.values()) if not _matches(n, unused)]
     if missing or left:
       raise FewshotError(
-        f'the weights in {folder.name}/ do not fit this family: missing {brief(sorted(missing))}; '
-        f'left over {brief(sorted(left))}'
+        f'the weights in {folder.name}/ do not fit this family: missing '
+        f'{brief(sorted(missing)) or "nothing"}; left over {brief(sorted(left)) or "nothing"}'
       )
     params: dict[str, Any] = {}
     for path, name in table.items():

@@ -1,0 +1,242 @@
+"""Loading Hugging Face folders: what may vary, and the one line that each defect gets."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from safetensors.numpy import load_file, save_file
+
+from fewshot import models
+from fewshot.errors import FewshotError
+from fewshot.models import bert
+from fewshot.models.weights import hf
+
+FIXTURE = Path(__file__).parents[1] / 'parity' / 'fixtures' / 'bert-tiny'
+QUERY = 'encoder.layer.0.attention.self.query.weight'
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+  """A copy of the tiny BERT to damage."""
+  folder = tmp_path / 'tiny'
+  folder.mkdir()
+  for name in ('config.json', 'model.safetensors'):
+    shutil.copy(FIXTURE / name, folder)
+  return folder
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+  return load_file(folder / 'model.safetensors')
+
+
+def rewrite(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+  save_file(tensors, folder / 'model.safetensors')
+
+
+def configure(folder: Path, **changes: object) -> None:
+  config = json.loads((folder / 'config.json').read_text())
+  (folder / 'config.json').write_text(json.dumps(config | changes))
+
+
+def assert_equals_fixture(folder: Path) -> None:
+  want, got = models.load(str(FIXTURE)), models.load(str(folder))
+  assert got.hashes == want.hashes
+  jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
+
+
+def assert_refused(folder: Path, *words: str) -> None:
+  """One line that holds all these words."""
+  with pytest.raises(FewshotError) as e:
+    models.load(str(folder))
+  assert '\n' not in str(e.value)
+  for word in words:
+    assert word in str(e.value), (word, str(e.value))
+
+
+def test_kernels_are_transposed_and_embeddings_are_not(folder):
+  params, raw = models.load(str(folder)).params, weights(folder)
+  np.testing.assert_array_equal(
+    params['encoder']['block_0']['attn']['query']['kernel'], raw[QUERY].T
+  )
+  words = raw['embeddings.word_embeddings.weight']
+  np.testing.assert_array_equal(params['embed']['embedding'], words)
+
+
+def test_the_table_names_every_leaf_of_the_model():
+  config = bert.config_from_hf(hf.read_json(FIXTURE / 'config.json'))
+  like = jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
+  leaves = {
+    jax.tree_util.keystr(p, simple=True, separator='/')
+    for p, _ in jax.tree_util.tree_leaves_with_path(like)
+  }
+  assert leaves == {path for path, _ in hf.expand(bert.NAMES, config.depth)}
+
+
+def test_a_sharded_folder_loads_equal(folder):
+  tensors = weights(folder)
+  (folder / 'model.safetensors').unlink()
+  names = sorted(tensors)
+  for i, part in enumerate((names[:9], names[9:]), 1):
+    save_file({n: tensors[n] for n in part}, folder / f'model-0000{i}-of-00002.safetensors')
+  assert_equals_fixture(folder)
+  (folder / 'model-00002-of-00002.safetensors').unlink()
+  assert_refused(folder, 'tiny/', 'missing', 'key.bias', 'left over nothing')
+
+
+def test_the_prefix_of_a_task_model_and_its_head_are_known(folder):
+  prefixed = {f'bert.{k}': v for k, v in weights(folder).items()}
+  rewrite(folder, prefixed | {'cls.predictions.bias': np.zeros(3, np.float32)})
+  assert_equals_fixture(folder)
+
+
+def test_the_old_names_of_layer_norm_are_known(folder):
+  rename = lambda n: n.replace('LayerNorm.weight', 'LayerNorm.gamma').replace(  # noqa: E731
+    'LayerNorm.bias', 'LayerNorm.beta'
+  )
+  old = {rename(k): v for k, v in weights(folder).items()}
+  assert sum('gamma' in k for k in old) == 5
+  rewrite(folder, old)
+  assert_equals_fixture(folder)
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, np.float16])
+def test_weights_are_cast_as_they_are_read(folder, dtype):
+  want = models.load(str(folder)).params
+  got = models.load(str(folder), dtype=dtype).params
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_array_equal(x, np.asarray(y).astype(dtype))
+
+
+def test_weights_stored_in_bfloat16_are_read(folder):
+  rewrite(folder, {k: v.astype(jnp.bfloat16) for k, v in weights(folder).items()})
+  assert {x.dtype for x in jax.tree.leaves(models.load(str(folder)).params)} == {
+    np.dtype(jnp.bfloat16)
+  }
+  wide = models.load(str(folder), dtype=np.float32).params
+  assert {x.dtype for x in jax.tree.leaves(wide)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize('keep', [0, 4, 100, -10])
+def test_truncated_weights(folder, keep):
+  file = folder / 'model.safetensors'
+  file.write_bytes(file.read_bytes()[:keep])
+  assert_refused(folder, 'tiny/model.safetensors', 'corrupted or truncated', 'fetch it again')
+
+
+def test_garbage_for_weights(folder):
+  (folder / 'model.safetensors').write_bytes(np.random.default_rng(0).bytes(4096))
+  assert_refused(folder, 'tiny/model.safetensors', 'corrupted or truncated')
+
+
+def test_no_weights_at_all(folder):
+  (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
+  assert_refused(folder, 'tiny/', 'no model*.safetensors', 'convert')
+
+
+def test_missing_and_left_over_tensors_are_both_listed(folder):
+  tensors = weights(folder)
+  tensors['encoder.layer.7.mystery.weight'] = tensors.pop(QUERY)
+  rewrite(folder, tensors)
+  assert_refused(folder, 'tiny/', f'missing {QUERY}', 'left over encoder.layer.7.mystery.weight')
+
+
+def test_weights_of_another_size_than_the_config_says(folder):
+  configure(folder, intermediate_size=48)
+  assert_refused(folder, 'mlp/down', '(64, 32)', '(48, 32)', 'config.json')
+
+
+def test_config_json_missing(folder):
+  (folder / 'config.json').unlink()
+  assert_refused(folder, 'config.json is missing from tiny/')
+
+
+@pytest.mark.parametrize('text', ['{"model_type": "be', '', '\xff', '[' * 100_000])
+def test_config_json_broken(folder, text):
+  (folder / 'config.json').write_bytes(text.encode('latin-1'))
+  assert_refused(folder, 'config.json in tiny/ is not readable JSON')
+
+
+def test_config_json_that_is_no_object(folder):
+  (folder / 'config.json').write_text('[]')
+  assert_refused(folder, 'config.json in tiny/ holds no JSON object')
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'model_type': 'bertt'}, ("model_type 'bertt'", "did you mean 'bert'?")),
+    ({'model_type': 'gpt2'}, ("model_type 'gpt2'", 'known: bert, roberta')),
+    ({'model_type': None}, ('model_type None',)),
+    ({'hidden_act': 'swish'}, ("hidden_act 'swish'", 'gelu')),
+    ({'position_embedding_type': 'relative_key'}, ("'relative_key'", 'absolute')),
+    ({'num_attention_heads': 5}, ('hidden_size 32', '5 heads')),
+    ({'hidden_size': 'big'}, ('tiny', 'config.json')),
+  ],
+)
+def test_a_config_that_this_family_does_not_compute(folder, changes, words):
+  configure(folder, **changes)
+  assert_refused(folder, *words)
+
+
+def test_a_config_that_lacks_a_key(folder):
+  config = json.loads((folder / 'config.json').read_text())
+  del config['vocab_size']
+  (folder / 'config.json').write_text(json.dumps(config))
+  assert_refused(folder, "tiny: config.json lacks 'vocab_size'")
+
+
+def tokenizer(words: int) -> tokenizers.Tokenizer:
+  vocab = {'[UNK]': 0, **{f'w{i}': i for i in range(1, words)}}
+  made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token='[UNK]'))
+  made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  return made
+
+
+def test_a_tokenizer_is_read_without_its_padding_and_truncation(folder):
+  stored = tokenizer(100)
+  stored.enable_padding(length=12)
+  stored.enable_truncation(2)
+  stored.save(str(folder / 'tokenizer.json'))
+  model = models.load(str(folder))
+  assert model.tokenizer.encode('w1 w2 w3').ids == [1, 2, 3]
+  assert set(model.hashes) == {'weights', 'tokenizer'}
+
+
+def test_a_tokenizer_with_more_tokens_than_embedding_rows(folder):
+  tokenizer(101).save(str(folder / 'tokenizer.json'))
+  assert_refused(folder, '101 tokens', '100 rows', 'do not belong together')
+
+
+def test_added_tokens_count_too(folder):
+  stored = tokenizer(100)
+  stored.add_special_tokens(['[NEW]'])
+  stored.save(str(folder / 'tokenizer.json'))
+  assert_refused(folder, '101 tokens', '100 rows')
+
+
+def test_a_tokenizer_that_is_not_readable(folder):
+  (folder / 'tokenizer.json').write_text('{"version": 1')
+  assert_refused(folder, 'tiny: tokenizer.json is not readable')
+
+
+def test_no_model_of_that_name():
+  with pytest.raises(FewshotError, match=r"there is no model 'minilm'.*did you mean 'minilm-l6'"):
+    models.load('minilm')
+  with pytest.raises(FewshotError, match="there is no model ''"):
+    models.load('')
+
+
+def test_the_name_of_a_folder_is_its_own_however_it_is_given(folder, monkeypatch):
+  monkeypatch.chdir(folder)
+  assert models.load('.').name == 'tiny'
+
+
+@pytest.mark.parametrize('rate', [-0.1, 1.0])
+def test_a_dropout_that_is_no_probability(rate):
+  with pytest.raises(FewshotError, match='a probability below 1'):
+    models.load(str(FIXTURE), dropout=rate)
