@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,11 @@ def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
 
 
 def _folder(config: Any, out: str | None) -> Path:
+  if not (out or config.out) and not re.fullmatch(r'\w[\w .-]*', config.name):
+    raise FewshotError(
+      f'config.name is {config.name!r}, which names no folder of runs/; use letters, digits, '
+      '_ and -, or give --out'
+    )
   return Path(out or config.out or f'runs/{config.name}')
 
 

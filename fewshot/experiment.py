@@ -1,5 +1,6 @@
 """Experiment: from configs to records and a table; what `fewshot run` does."""
 
+import functools
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fewshot import __version__, checkpoint, fits, methods, models, records, tasks
+from fewshot import __version__, checkpoint, fits, methods, models, records, tasks, train
 from fewshot import config as configs
 from fewshot import sweep as sweeps
 from fewshot.adapted import Adapted
@@ -36,8 +37,10 @@ class Prepared(NamedTuple):
 
   @property
   def calib(self) -> methods.Calib:
-    """A batch as the method sees it when it starts, for shapes."""
-    batch = {k: np.asarray(v[0]) for k, v in self.data.train.items()}
+    """A batch of the longest that the model will see, for shapes."""
+    batches = [self.data.train, *(b.batches for b in self.data.test)]
+    longest = max(batches, key=lambda b: b['tokens'].shape[-1] if 'tokens' in b else 0)
+    batch = {k: np.asarray(v[0]) for k, v in longest.items()}
     return methods.Calib(batch, len(self.task.classes))
 
   @property
@@ -75,7 +78,18 @@ def _prepare(config: ConfigDict, loaded: dict[Any, Any]) -> Prepared:
   table = methods.table(method, model.forward, model.params, prepared.calib)
   added = methods.mask(method, model.forward, model.params, prepared.calib).added
   total = methods.count(model.params) + methods.count(added)
+  _check_start(prepared)
   return prepared._replace(rows=table, total=total)
+
+
+def _check_start(p: Prepared) -> None:
+  """Traces the start of a run: that is where a fit refuses a method, or data without a dev set."""
+  if p.method.plan:  # What it plans from data costs compute.
+    return
+  setup = sweeps.setup(p.model, p.data, p.method, p.fit, len(p.task.classes))
+  first = sweeps.stack(p.data, list(plan(p).values())[:1])
+  begin = jax.vmap(functools.partial(train.begin, setup), (None, 0))
+  jax.eval_shape(begin, p.model.params, first)
 
 
 def _with_head(p: Prepared) -> methods.Method:
@@ -269,6 +283,9 @@ def _check(config: ConfigDict, fit: fits.Fit) -> None:
   if not config.splits or not config.seeds:
     raise FewshotError('config.splits and config.seeds hold at least one seed each')
   grid = configs.grid(config)
+  for name, values in {'splits': config.splits, 'seeds': config.seeds, **grid}.items():
+    if len(set(values)) < len(values):
+      raise FewshotError(f'config.{name} holds a value twice: {list(values)}; each makes one run')
   if grid and not config.dev_k:
     raise FewshotError(
       f'config.grid varies {", ".join(grid)}, but dev_k is 0: hyper-parameters are chosen on a dev '

@@ -28,7 +28,7 @@ def render_terminal(rows: Iterable[Row], console: 'Console') -> None:
   >>> render_terminal([row], Console(width=90))  # doctest: +ELLIPSIS
   digits, K = 16, vit
   ...
-  linear()...50.0 ± 12.5 %...5...5 (50.00 %)...
+  linear()...50.0 ± 12.5 %...5 (50.00 %)...
   """
   from rich import box
   from rich.table import Table
@@ -72,9 +72,9 @@ def render_markdown(rows: Iterable[Row]) -> str:
   >>> print(render_markdown([row]))  # doctest: +ELLIPSIS
   ### digits, K = 16, vit
   <BLANKLINE>
-  | method | accuracy (mean ± std over 5 splits) | runs | trained | seconds | memory |
-  | --- | ---: | ---: | ---: | ---: | ---: |
-  | `linear()` | **50.0 ± 12.5 %** | 5 | 5 (50.00 %) | – | – |
+  | method | accuracy (mean ± std over 5 splits) | trained | seconds | memory |
+  | --- | ---: | ---: | ---: | ---: |
+  | `linear()` | **50.0 ± 12.5 %** | 5 (50.00 %) | – | – |
   ...
   """
   parts = []
@@ -87,7 +87,8 @@ def render_markdown(rows: Iterable[Row]) -> str:
         f'`{cell}`' if name in TEXTS else cell for name, cell in zip(head, line, strict=True)
       ]
       if best:
-        shown[-5] = f'**{shown[-5]}**'
+        accuracy = sum(name in TEXTS for name in head)  # The column after the spellings.
+        shown[accuracy] = f'**{shown[accuracy]}**'
       lines.append(_line(shown))
     parts.append('\n'.join([*lines, '', caption(section), '']))
   return '\n'.join(parts)
@@ -203,9 +204,12 @@ def fit_texts(section: Sequence[Row]) -> tuple[list[str], list[str]]:
 
 
 def _call(fit: str) -> tuple[str, list[str]]:
-  """'sgd(steps=5, lr=1)' as its name and its arguments."""
-  name, _, inside = fit.removesuffix(')').partition('(')
-  return name, re.split(r', (?=\w+=)', inside) if inside else []
+  """'sgd(steps=5, lr=1) decay=2' as its name, its arguments and what is said beside them."""
+  parts = re.fullmatch(r'(\w*)\((.*)\) ?(.*)', fit)
+  if parts is None:
+    return fit, []
+  name, inside, beside = parts.groups()
+  return name, [a for a in [*re.split(r', (?=\w+=)', inside), beside] if a]
 
 
 def _cells(section: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

@@ -147,7 +147,9 @@ def test_a_fixed_grid_gives_a_row_for_each_value():
     'sgd(steps=40, lr=0.1)', 'sgd(steps=40, lr=0.2)', 'sgd(steps=40, lr=0.001) decay=0.5',
   ]  # fmt: skip
   assert [row.n for row in rows] == [2, 2, 2]
-  assert '| `linear()` | `sgd(steps=40, lr=0.1)` |' in tables.render_markdown(rows)
+  text = tables.render_markdown(rows)
+  assert '| `linear()` | `lr=0.1` |' in text and 'Fit: sgd(steps=40, ...).' in text
+  assert '| `linear()` | `lr=0.001, decay=0.5` |' in text
 
 
 def test_mixed_tuning_is_named_in_the_caption():
@@ -185,9 +187,9 @@ def test_other_tasks_and_k_are_not_a_mixture_and_get_their_own_tables():
 def test_markdown_states_all_the_caption_must():
   rows = tables.summarise(five('chain(lora(rank=8), linear())') + five('a|b()', [0.1] * 5))
   text = tables.render_markdown(rows)
-  assert '| method | accuracy (mean ± std over 5 splits) | runs | trained | seconds |' in text
-  row = '| `chain(lora(rank=8), linear())` | **60.0 ± 7.9 %** | 5 | 73,728 (0.32 %) | 3.00 |'
-  assert f'{row} 3.0 MiB / 5 runs |' in text
+  assert '| method | accuracy (mean ± std over 5 splits) | trained | seconds | memory |' in text
+  row = '| `chain(lora(rank=8), linear())` | **60.0 ± 7.9 %** | 73,728 (0.32 %) | 3.00 |'
+  assert f'{row} 3.0 MiB |' in text and 'chunk of 5 runs' in text
   assert '| `a\\|b()` | 10.0 ± 0.0 % |' in text
   for fact in (
     'mean ± std over the 5 splits (sample standard deviation', 'K = 16', 'digits', 'vit',

@@ -116,7 +116,7 @@ def _minibatch(train: dict[str, Any], batch: int, key: Array, t: Array) -> dict[
   epoch, i = jnp.divmod(t, n // b)
   order = jax.random.permutation(jax.random.fold_in(key, epoch), n)
   rows = jax.lax.dynamic_slice(order, (i * b,), (b,))
-  return {k: v[rows] for k, v in train.items()}
+  return {k: jnp.asarray(v)[rows] for k, v in train.items()}
 
 
 def _labels(theta: Theta) -> Any:

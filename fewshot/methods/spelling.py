@@ -68,7 +68,7 @@ def spell(value: Any) -> str:
     return made.text() if isinstance(made, Made) else str(made)
   if isinstance(value, np.generic):
     value = value.item()  # numpy's own repr, np.float64(0.1), is no literal.
-  if isinstance(value, (bool, int, float, str, type(None), tuple, list)):
+  if type(value) in (bool, int, float, str, type(None), tuple, list):
     return repr(value)
   raise FewshotError(f'a {type(value).__name__} has no spelling; make it by a named constructor')
 

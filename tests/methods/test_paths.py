@@ -63,4 +63,4 @@ def test_only_selections_combine():
 def test_the_stable_hash_depends_on_every_part_and_its_bounds():
   hashes = [paths.stable_hash(*p) for p in [('a', 'b'), ('ab',), ('b', 'a'), ('a',), ('a', 1)]]
   assert len(set(hashes)) == len(hashes)
-  assert paths.stable_hash('lora', 'query') == 1393353938, 'old seeds give other numbers now'
+  assert paths.stable_hash('lora', 'query') == 2325762487, 'old seeds give other numbers now'
