@@ -51,11 +51,17 @@ class Adapted(NamedTuple):
     if isinstance(inputs, str):
       raise FewshotError('predict takes a list of texts, not one text; write predict([text])')
     if isinstance(inputs, dict):
-      return {k: np.asarray(v) for k, v in inputs.items()}
+      arrays = {k: np.asarray(v) for k, v in inputs.items()}
+      if len({len(v) for v in arrays.values()}) != 1:
+        raise FewshotError(f'predict takes arrays of equal length, not {list(arrays)}')
+      return arrays
     texts = list(inputs)
     if texts and isinstance(texts[0], str):
       if self.model.tokenizer is None:
         raise FewshotError(f'{self.model.name} has no tokenizer; predict takes arrays')
+      odd = next((t for t in texts if not isinstance(t, str)), None)
+      if odd is not None:
+        raise FewshotError(f'predict takes texts, but there is a {type(odd).__name__}')
       return tokenize(self.model.tokenizer, texts, self.max_length)[0]
     return {'x': np.asarray(inputs)}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from fewshot.errors import FewshotError, nearest
+from fewshot.errors import FewshotError, brief, nearest
 
 
 class Case(NamedTuple):
@@ -60,11 +60,11 @@ def _measure(case: Case, repeats: int) -> dict[str, Any]:
   ours, theirs, limit = [], [], case.limit
   for _ in range(repeats):
     figures = _json_of([sys.executable, *case.ours])
-    ours.append(float(figures[case.key]))
+    ours.append(_figure(case, case.ours[0], figures))
     limit = figures.get('limit', limit)
     if peers and python:
       script, *args = case.peer
-      theirs.append(float(_json_of([python, str(Path(peers) / script), *args])[case.key]))
+      theirs.append(_figure(case, script, _json_of([python, str(Path(peers) / script), *args])))
   a, b = statistics.median(ours), statistics.median(theirs) if theirs else None
   return {
     'name': case.name,
@@ -75,6 +75,14 @@ def _measure(case: Case, repeats: int) -> dict[str, Any]:
     'unit': case.unit,
     'n': repeats,
   }
+
+
+def _figure(case: Case, script: str, figures: dict[str, Any]) -> float:
+  value = figures.get(case.key)
+  if not isinstance(value, (int, float)) or isinstance(value, bool):
+    printed = brief(sorted(figures)) or 'nothing'
+    raise FewshotError(f'{Path(script).name} printed no number {case.key!r}; it printed {printed}')
+  return float(value)
 
 
 def _json_of(command: list[str]) -> dict[str, Any]:

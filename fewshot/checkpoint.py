@@ -23,6 +23,14 @@ from fewshot.methods import paths
 from fewshot.models.weights.hf import read_json
 
 TENSORS, ABOUT = 'theta.safetensors', 'adapted.json'
+KINDS: dict[str, type] = {
+  'model': str,
+  'method': str,
+  'dtype': str,
+  'hashes': dict,
+  'classes': list,
+  'max_length': int,
+}
 
 
 def save(adapted: Adapted, folder: str | Path) -> Path:
@@ -80,29 +88,34 @@ def load(folder: str | Path, model: models.Model | None = None) -> Adapted:
   folder = Path(folder)
   if not folder.is_dir():
     raise FewshotError(f'there is no checkpoint folder {folder}')
-  about = read_json(folder / ABOUT)
+  about = _read_about(folder)
+  name, hashes, classes = about['model'], about['hashes'], tuple(about['classes'])
   try:
     tensors = safetensors.numpy.load_file(folder / TENSORS)
-    name, spelling = about['model'], about['method']
-    hashes, classes = dict(about['hashes']), tuple(about['classes'])
-    split, length = hashes['split'], about['max_length']
-    dtype = jax.numpy.dtype(about['dtype'])
   except (OSError, safetensors.SafetensorError) as e:
     raise FewshotError(f'{folder / TENSORS} is missing or damaged ({e}); save it again') from None
-  except KeyError as e:
-    raise FewshotError(f'{folder / ABOUT} lacks {e.args[0]!r}; save it again') from None
-  except (TypeError, ValueError):
-    raise FewshotError(f'{folder / ABOUT} holds other values than save wrote') from None
-  model = model or models.load(name, dtype=dtype)
+  model = model or models.load(name, dtype=jax.numpy.dtype(about['dtype']))
   for what, here in _hashes(model).items():
     if here != hashes.get(what):
       raise FewshotError(
         f'{folder} was made on {name} with {what} {hashes.get(what)}, but {model.name} has {here}; '
         'load the base it belongs to'
       )
-  method = methods.parse(spelling)
+  method = methods.parse(about['method'])
   theta, state = _restore(folder, method, model, len(classes), tensors)
-  return Adapted(model, method, theta, state, classes, length, split)
+  split = hashes.get('split', '')
+  return Adapted(model, method, theta, state, classes, about['max_length'], split)
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+  """The JSON, every entry of the type that `save` wrote."""
+  about = read_json(folder / ABOUT)
+  for key, kind in KINDS.items():
+    if key not in about:
+      raise FewshotError(f'{folder / ABOUT} lacks {key!r}; save it again')
+    if not isinstance(about[key], kind):
+      raise FewshotError(f'{folder / ABOUT} holds no {kind.__name__} under {key!r}; save it again')
+  return about
 
 
 def _restore(

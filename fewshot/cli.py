@@ -73,13 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(call=call)
     return sub
 
-  run = command('run', _run, 'run an experiment: fit, score, record, and print its table')
-  run.add_argument('config', help='a file such as configs/quickstart.py')
-  run.add_argument('--dry-run', action='store_true', help='print what would run, and run nothing')
-  run.add_argument('--fresh', action='store_true', help='set earlier records aside and start over')
-  run.add_argument('--out', help='the folder of the records (default: runs/<config.name>)')
-  run.add_argument('--json', action='store_true', help='print one JSON value as the last line')
-  run.epilog = "Any key of the config can be set: --config.k=8 --config.method='lora(rank=4)'"
+  _add_run_arguments(command('run', _run, 'run an experiment: fit, score, record, print its table'))
 
   table = command('table', _table, 'rebuild the table of a run from its records alone')
   table.add_argument('folder', help='a folder with a records.jsonl')
@@ -105,6 +99,15 @@ def _parser() -> argparse.ArgumentParser:
   for sub in commands.choices.values():
     sub.set_defaults(usage=sub.format_usage())
   return parser
+
+
+def _add_run_arguments(run: argparse.ArgumentParser) -> None:
+  run.add_argument('config', help='a file such as configs/quickstart.py')
+  run.add_argument('--dry-run', action='store_true', help='print what would run, and run nothing')
+  run.add_argument('--fresh', action='store_true', help='set earlier records aside and start over')
+  run.add_argument('--out', help='the folder of the records (default: runs/<config.name>)')
+  run.add_argument('--json', action='store_true', help='print one JSON value as the last line')
+  run.epilog = "Any key of the config can be set: --config.k=8 --config.method='lora(rank=4)'"
 
 
 def _run(args: argparse.Namespace, rest: list[str]) -> int:

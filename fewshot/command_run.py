@@ -24,9 +24,9 @@ def run(path: str, overrides: Sequence[str], out: str | None, fresh: bool, as_js
   from fewshot.logging import open_log
 
   prepared = experiment.prepare(todo)
+  log = open_log(folder, todo[0].name, todo[0].wandb, configs.as_dict(todo[0]))
   note(f'{todo[0].name}: {len(todo)} rows, records in {folder}', style='bold', markup=False)
   _show_preflight(prepared)
-  log = open_log(folder, todo[0].name, todo[0].wandb, configs.as_dict(todo[0]))
   if fresh:
     _set_aside(folder)
   done = _recorded(folder)

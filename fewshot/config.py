@@ -148,7 +148,8 @@ def _parse_override(base: ConfigDict, text: str) -> tuple[str, Any]:
   """'k=8' -> ('k', 8): strings are taken as they are, the rest is a Python literal."""
   key, eq, raw = text.partition('=')
   if not eq:
-    raise FewshotError(f'--config.{text} has no value; write --config.{text}=VALUE')
+    shown = repr(text[:80])[1:-1]
+    raise FewshotError(f'--config.{shown} has no value; write --config.{shown}=VALUE')
   current = _field(base, key)
   if isinstance(current, str):
     quoted = len(raw) > 1 and raw[0] == raw[-1] and raw[0] in '\'"'
@@ -166,7 +167,7 @@ def _parse_override(base: ConfigDict, text: str) -> tuple[str, Any]:
 def _field(config: ConfigDict, key: str) -> Any:
   known = _flat(config)
   if key not in known:
-    raise FewshotError(f'unknown config key {key!r}; {nearest(key, known)}')
+    raise FewshotError(f'unknown config key {key[:80]!r}; {nearest(key, known)}')
   return known[key]
 
 

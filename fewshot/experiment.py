@@ -283,7 +283,9 @@ def _check(config: ConfigDict, fit: fits.Fit) -> None:
   if not config.splits or not config.seeds:
     raise FewshotError('config.splits and config.seeds hold at least one seed each')
   grid = configs.grid(config)
-  for name, values in {'splits': config.splits, 'seeds': config.seeds, **grid}.items():
+  varied = {'splits': config.splits, 'seeds': config.seeds}
+  varied |= {f'grid.{name}': values for name, values in grid.items()}
+  for name, values in varied.items():
     if len(set(values)) < len(values):
       raise FewshotError(f'config.{name} holds a value twice: {list(values)}; each makes one run')
   if grid and not config.dev_k:

@@ -322,6 +322,19 @@ def test_items(encoded) -> dict[str, np.ndarray]:
 test_items.__test__ = False  # type: ignore[attr-defined]
 
 
+def test_each_run_has_its_own_key_and_its_splits_data(tiny):
+  """What the loop above takes from `stack`, checked by itself."""
+  todo = sweep.runs(2, (0, 1), {'lr': [1e-3, 3e-3]})
+  inputs = sweep.stack(tiny.encoded, todo)
+  keys = [bytes(np.asarray(jax.random.key_data(k))) for k in inputs.key]
+  assert len(set(keys)) == 4, 'a key is of (split, seed), shared by the points of a grid'
+  assert keys[::2] == keys[1::2]
+  for i, run in enumerate(todo):
+    assert float(inputs.hyper['lr'][i]) == np.float32(run.hyper['lr'])
+    for name, x in tiny.encoded.train.items():
+      np.testing.assert_array_equal(inputs.data.train[name][i], x[run.split])
+
+
 def test_a_sweep_compiles_two_programs(swept):
   assert swept.compiled == 2
   assert len(swept.results) == (8 if swept.setup.fit.varies else 4)

@@ -1,6 +1,7 @@
 """Fitting by stochastic gradients: AdamW over reshuffled epochs, the best theta on dev kept."""
 
-from typing import Any, Literal
+import functools
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,56 +46,80 @@ def sgd(
     known = ', '.join(Schedule.__args__)  # type: ignore[attr-defined]
     raise FewshotError(f'sgd(schedule={schedule!r}) is unknown; there are {known}')
 
-  def transformation(loss: Loss) -> optax.GradientTransformationExtraArgs:
-    def adamw(rate: Any) -> optax.GradientTransformation:
-      return optax.adamw(_schedule(schedule, rate, steps, warmup), weight_decay=weight_decay)
+  recipe = Recipe(steps, lr, head_lr, batch, weight_decay, schedule, warmup, clip, eval_every)
+  return Fit(
+    steps,
+    functools.partial(_start, recipe),
+    functools.partial(_step, recipe),
+    functools.partial(_finish, recipe),
+    varies=('lr', 'head_lr', 'weight_decay'),
+  )
 
-    head = jnp.where(jnp.asarray(head_lr) > 0, head_lr, lr)
-    groups = optax.partition({'body': adamw(lr), 'head': adamw(head)}, _labels)
-    bound = optax.clip_by_global_norm(clip) if clip else optax.identity()
-    return optax.with_extra_args_support(optax.chain(bound, loss.optimizer(groups)))
 
-  def start(loss: Loss, theta: Theta, state: State, data: Data, key: Array) -> dict[str, Any]:
-    del key
-    if eval_every and data.dev is None:
-      raise FewshotError(f'sgd(eval_every={eval_every}) scores a dev set, and there is none')
-    carry = {
-      'theta': theta,
-      'state': state,
-      'opt': transformation(loss).init(theta),
-      'curve': jnp.zeros(steps),
-    }
-    if eval_every:
-      worst = {'score': jnp.array(-jnp.inf), 'loss': jnp.array(jnp.inf)}
-      carry['best'] = {'theta': theta, 'state': state, **worst}
-    return carry
+class Recipe(NamedTuple):
+  """The arguments of `sgd`; rates and decay may be traced."""
 
-  def step(loss: Loss, carry: Any, data: Data, key: Array, t: Array) -> dict[str, Any]:
-    theta, state = carry['theta'], carry['state']
-    examples = _minibatch(data.train, batch, jax.random.fold_in(key, 0), t)
-    noise = jax.random.fold_in(jax.random.fold_in(key, 1), t)
-    valued = jax.value_and_grad(loss.__call__, has_aux=True)
-    (value, outputs), grads = valued(theta, state, examples, noise)
-    state = outputs.get('state', state)
-    updates, opt = transformation(loss).update(
-      grads, carry['opt'], theta, method_state=state, frozen=loss.params, step=t, key=noise
-    )
-    new = carry | {
-      'theta': optax.apply_updates(theta, updates),
-      'state': state,
-      'opt': opt,
-      'curve': carry['curve'].at[t].set(value),
-    }
-    if not eval_every:
-      return new
-    due = ((t + 1) % eval_every == 0) | (t + 1 == steps)
-    return new | {'best': jax.lax.cond(due, lambda: _better(loss, new, data), lambda: new['best'])}
+  steps: int
+  lr: float | Array
+  head_lr: float | Array
+  batch: int
+  weight_decay: float | Array
+  schedule: str
+  warmup: int
+  clip: float
+  eval_every: int
 
-  def finish(carry: Any) -> tuple[Theta, State]:
-    kept = carry['best'] if eval_every else carry
-    return kept['theta'], kept['state']
 
-  return Fit(steps, start, step, finish, varies=('lr', 'head_lr', 'weight_decay'))
+def _transformation(r: Recipe, loss: Loss) -> optax.GradientTransformationExtraArgs:
+  def adamw(rate: Any) -> optax.GradientTransformation:
+    curve = _schedule(r.schedule, rate, r.steps, r.warmup)
+    return optax.adamw(curve, weight_decay=r.weight_decay)
+
+  head = jnp.where(jnp.asarray(r.head_lr) > 0, r.head_lr, r.lr)
+  groups = optax.partition({'body': adamw(r.lr), 'head': adamw(head)}, _labels)
+  bound = optax.clip_by_global_norm(r.clip) if r.clip else optax.identity()
+  return optax.with_extra_args_support(optax.chain(bound, loss.optimizer(groups)))
+
+
+def _start(
+  r: Recipe, loss: Loss, theta: Theta, state: State, data: Data, key: Array
+) -> dict[str, Any]:
+  del key
+  if r.eval_every and data.dev is None:
+    raise FewshotError(f'sgd(eval_every={r.eval_every}) scores a dev set, and there is none')
+  opt = _transformation(r, loss).init(theta)
+  carry = {'theta': theta, 'state': state, 'opt': opt, 'curve': jnp.zeros(r.steps)}
+  if r.eval_every:
+    worst = {'score': jnp.array(-jnp.inf), 'loss': jnp.array(jnp.inf)}
+    carry['best'] = {'theta': theta, 'state': state, **worst}
+  return carry
+
+
+def _step(r: Recipe, loss: Loss, carry: Any, data: Data, key: Array, t: Array) -> dict[str, Any]:
+  theta, state = carry['theta'], carry['state']
+  examples = _minibatch(data.train, r.batch, jax.random.fold_in(key, 0), t)
+  noise = jax.random.fold_in(jax.random.fold_in(key, 1), t)
+  valued = jax.value_and_grad(loss.__call__, has_aux=True)
+  (value, outputs), grads = valued(theta, state, examples, noise)
+  state = outputs.get('state', state)
+  updates, opt = _transformation(r, loss).update(
+    grads, carry['opt'], theta, method_state=state, frozen=loss.params, step=t, key=noise
+  )
+  new = carry | {
+    'theta': optax.apply_updates(theta, updates),
+    'state': state,
+    'opt': opt,
+    'curve': carry['curve'].at[t].set(value),
+  }
+  if not r.eval_every:
+    return new
+  due = ((t + 1) % r.eval_every == 0) | (t + 1 == r.steps)
+  return new | {'best': jax.lax.cond(due, lambda: _better(loss, new, data), lambda: new['best'])}
+
+
+def _finish(r: Recipe, carry: Any) -> tuple[Theta, State]:
+  kept = carry['best'] if r.eval_every else carry
+  return kept['theta'], kept['state']
 
 
 def _better(loss: Loss, carry: Any, data: Data) -> dict[str, Any]:

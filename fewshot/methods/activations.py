@@ -36,6 +36,7 @@ class Site(NamedTuple):
   path: str
   x: jax.ShapeDtypeStruct
   out: Any
+  inputs: int = 1  # How many it takes.
 
 
 def sites(forward: Forward, params: Params, batch: Batch, where: Where) -> dict[str, Site]:
@@ -51,7 +52,7 @@ def sites(forward: Forward, params: Params, batch: Batch, where: Where) -> dict[
     if context.method_name == '__call__' and args and hasattr(args[0], 'dtype'):
       path = '/'.join(context.module.path)
       shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
-      seen.setdefault(path, Site(path, shape(args[0]), jax.tree.map(shape, out)))
+      seen.setdefault(path, Site(path, shape(args[0]), jax.tree.map(shape, out), len(args)))
     return out
 
   with nn.intercept_methods(record):
@@ -189,8 +190,8 @@ def ia3(outputs: Where = r'.*/(key|value)', inputs: Where = r'.*/mlp/down') -> M
       return {'l_in': jnp.ones(site.x.shape[-1:], wide(site))}
     return {'l_out': jnp.ones(output(site).shape[site.x.ndim - 1 :], wide(site))}
 
-  def call(t: dict[str, Array], f: Any, x: Array) -> Array:
-    return f(x * t['l_in']) if 'l_in' in t else f(x) * t['l_out']
+  def call(t: dict[str, Array], f: Any, x: Array, *rest: Any) -> Array:
+    return f(x * t['l_in'], *rest) if 'l_in' in t else f(x, *rest) * t['l_out']
 
   def weight(t: dict[str, Array], w: dict[str, Array]) -> dict[str, Array]:
     if 'l_in' in t:

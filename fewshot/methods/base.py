@@ -157,16 +157,6 @@ def chain(*methods: Method) -> Method:
   def zipped(theta: Theta, state: State) -> Iterable[tuple[Method, Theta, State]]:
     return zip(parts, theta, state, strict=True)
 
-  def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
-    thetas, states = [], []
-    for part, k in zip(parts, _keys(key, parts), strict=True):
-      theta, state = part.init(k, forward, params, calib)
-      params = part.weights(theta, state, params)
-      forward = part.wrap(forward, theta, state)
-      thetas.append(theta)
-      states.append(state)
-    return tuple(thetas), tuple(states)
-
   def weights(theta: Theta, state: State, params: Params) -> Params:
     for part, t, s in zipped(theta, state):
       params = part.weights(t, s, params)
@@ -183,7 +173,7 @@ def chain(*methods: Method) -> Method:
     return params
 
   return Method(
-    init,
+    _chained_init(parts),
     weights,
     wrap if any(p.wrap is not _same_forward for p in parts) else _same_forward,
     merge_parts if all(p.mergeable for p in parts) else None,
@@ -193,6 +183,22 @@ def chain(*methods: Method) -> Method:
     made=Made(chain, parts),
     parts=parts,
   )
+
+
+def _chained_init(parts: tuple[Method, ...]) -> Callable[..., tuple[Theta, State]]:
+  """Each part starts from what those before it made of params and forward."""
+
+  def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
+    thetas, states = [], []
+    for part, k in zip(parts, _keys(key, parts), strict=True):
+      theta, state = part.init(k, forward, params, calib)
+      params = part.weights(theta, state, params)
+      forward = part.wrap(forward, theta, state)
+      thetas.append(theta)
+      states.append(state)
+    return tuple(thetas), tuple(states)
+
+  return init
 
 
 def _flat(methods: tuple[Method, ...]) -> tuple[Method, ...]:

@@ -41,9 +41,12 @@ def lora(where: Where = r'.*/(query|value)', rank: int = 8, alpha: float = 16.0)
 
 
 def _fan_out(site: Site) -> tuple[int, ...]:
-  """The output shape of a map over the last axis; tokens and what moves other axes are refused."""
+  """The output shape of a map over the last axis; any other site is refused."""
   lead, y = site.x.ndim - 1, output(site).shape
-  if not jnp.issubdtype(site.x.dtype, jnp.inexact) or y[:lead] != site.x.shape[:-1]:
+  tokens = not jnp.issubdtype(site.x.dtype, jnp.inexact)
+  if tokens or site.inputs > 1 or y[:lead] != site.x.shape[:-1]:
     x = f'{site.x.dtype}{list(site.x.shape)}'
-    raise FewshotError(f'lora updates linear maps; {site.path!r} maps {x} to {list(y)}')
+    raise FewshotError(
+      f'lora updates linear maps; {site.path!r} maps {site.inputs}x {x} to {list(y)}'
+    )
   return tuple(y[lead:])

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fewshot import fits, methods, models, objectives
 from fewshot.errors import FewshotError
@@ -125,19 +123,14 @@ def test_rates_may_be_traced():
   assert_close(run(0.05, 0.1), want, 1e-6)
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**31 - 1))
-def test_every_epoch_visits_each_example_once(n, batch, seed):
+@pytest.mark.parametrize('n, batch', [(8, 2), (7, 3), (5, 9), (1, 1)])
+def test_every_epoch_visits_each_example_once(n, batch):
   """At most: what does not fill a batch waits for another epoch's order."""
-  rows, key, per_epoch = {'x': jnp.arange(n)}, jax.random.key(seed), n // min(batch, n)
-  epochs = []
-  for epoch in range(2):
-    steps = [epoch * per_epoch + i for i in range(per_epoch)]
-    seen = np.concatenate([_minibatch(rows, batch, key, jnp.int32(t))['x'] for t in steps])
-    assert len(set(seen.tolist())) == len(seen) == per_epoch * min(batch, n)
-    epochs.append(seen.tolist())
-  if n >= 8 and n % min(batch, n) == 0:
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(n))
+  per_epoch = n // min(batch, n)
+  draw = jax.vmap(lambda t: _minibatch({'x': jnp.arange(n)}, batch, KEY, t)['x'])
+  for epoch in np.asarray(draw(jnp.arange(3 * per_epoch))).reshape(3, -1):
+    assert len(set(epoch.tolist())) == len(epoch) == per_epoch * min(batch, n)
+    assert set(epoch.tolist()) <= set(range(n))
 
 
 def test_epochs_are_reshuffled():
@@ -153,24 +146,31 @@ def accuracy(theta: Any, batch: Any) -> float:
   return float((np.argmax(batch['x'] @ theta['body'] @ theta['head'], 1) == batch['labels']).mean())
 
 
-def test_the_best_theta_on_dev_is_kept():
-  """Each step's theta is known from shorter fits; the last is the worst on dev."""
-  path = [fit(steps=n, lr=0.3) for n in (1, 2, 3, 4, 5, 6)]
+@pytest.fixture(scope='module')
+def path() -> list[Any]:
+  """theta after each of 6 steps."""
+  made, loss, data = fits.sgd(steps=6, lr=0.3, batch=8), problem(), Data(TRAIN)
+  step = jax.jit(lambda carry, t: made.step(loss, carry, data, KEY, t))
+  carry = made.start(loss, jax.tree.map(jnp.asarray, START), {}, data, KEY)
+  carries = [carry := step(carry, jnp.int32(t)) for t in range(6)]
+  return [c['theta'] for c in carries]
+
+
+def test_the_best_theta_on_dev_is_kept(path):
+  """The last is worse, and ties go to the lower loss."""
   scores = [accuracy(theta, DEV) for theta in path]
   assert scores[-1] < max(scores)
   kept = fit(steps=6, lr=0.3, eval_every=1, dev=DEV)
-  assert accuracy(kept, DEV) == max(scores)
   value = lambda theta: problem()(theta, {}, DEV)[0]  # noqa: E731
   tied = [theta for theta, s in zip(path, scores, strict=True) if s == max(scores)]
-  assert_close(kept, min(tied, key=value), 1e-6)
+  assert_close(kept, min(tied, key=value), 1e-5)
 
 
-def test_dev_is_scored_every_so_often_and_after_the_last():
+def test_dev_is_scored_every_so_often_and_after_the_last(path):
   """With a period longer than the fit, the last alone is a candidate."""
-  assert_close(fit(steps=5, lr=0.3, eval_every=9, dev=DEV), fit(steps=5, lr=0.3), 1e-6)
-  every_third = fit(steps=5, lr=0.3, eval_every=3, dev=DEV)
-  candidates = [fit(steps=n, lr=0.3) for n in (3, 5)]
-  assert any(np.allclose(every_third['body'], c['body'], atol=1e-6) for c in candidates)
+  assert_close(fit(steps=6, lr=0.3, eval_every=9, dev=DEV), path[5], 1e-5)
+  kept = fit(steps=6, lr=0.3, eval_every=4, dev=DEV)
+  assert_close(kept, max((path[3], path[5]), key=lambda theta: accuracy(theta, DEV)), 1e-5)
 
 
 def test_a_diverged_theta_is_never_the_best():

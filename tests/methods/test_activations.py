@@ -111,7 +111,7 @@ def test_a_wrong_where_lists_the_parameters(tiny):
 def test_a_jitted_forward_is_refused(tiny, perturb, spelling, warm, inside):
   """A cached trace runs no Python: the adapted model would silently be the base model."""
   jitted = jax.jit(lambda params, batch, key=None: tiny.forward(params, batch, key))
-  forward = (lambda *args: jitted(*args)) if inside else jitted
+  forward = (lambda params, batch, key=None: jitted(params, batch, key)) if inside else jitted
   method = methods.parse(spelling)
   theta, state = method.init(KEY, tiny.forward, tiny.params, tiny.calib)
   theta = perturb(theta)
@@ -142,13 +142,20 @@ def test_another_model_is_refused(tiny):
 @pytest.mark.parametrize('where', ['join', 'norm|join'])
 def test_lora_takes_linear_maps_over_the_last_axis(where):
   forward, params = setup(Odd(), X)
-  with pytest.raises(FewshotError, match=r"'join' maps float32\[5, 2, 4\] to \[5, 8\]"):
+  with pytest.raises(FewshotError, match=r"'join' maps 1x float32\[5, 2, 4\] to \[5, 8\]"):
     start(methods.lora(where), forward, params, X)
+
+
+def test_lora_does_not_take_a_sublayer(tiny):
+  with pytest.raises(FewshotError, match=r"'encoder/block_0/attn' maps 2x float32\[6, 7, 32\]"):
+    methods.lora('.*/attn').init(KEY, tiny.forward, tiny.params, tiny.calib)
 
 
 def test_lora_does_not_take_an_embedding():
   forward, params = setup(Tied(), TOKENS)
-  with pytest.raises(FewshotError, match=r"lora updates linear maps; 'embed' maps int32\[4, 6\]"):
+  with pytest.raises(
+    FewshotError, match=r"lora updates linear maps; 'embed' maps 1x int32\[4, 6\]"
+  ):
     start(methods.lora('embed'), forward, params, TOKENS)
 
 
@@ -178,7 +185,7 @@ def test_what_is_no_linear_map_has_no_weight_form(tiny, where, holds):
 
 
 def test_a_site_that_returns_two_arrays_is_refused(tiny):
-  with pytest.raises(FewshotError, match="'inputs' returns .*, not one floating array"):
+  with pytest.raises(FewshotError, match=r"'inputs' returns .*, not one floating array"):
     methods.adapter('inputs').init(KEY, tiny.forward, tiny.params, tiny.calib)
 
 

@@ -16,8 +16,8 @@ KEY = jax.random.key(3)
 PARTS = {
   name: methods.parse(name)
   for name in (
-    'lora(rank=2)', 'ia3()', 'adapter(width=4)', 'soft_prompt(length=3)', "tune(where='.*/query/.*')",
-    'linear()', 'as_weights(lora(rank=2))',
+    'lora(rank=2)', 'ia3()', 'adapter(width=4)', 'soft_prompt(length=3)', 'linear()',
+    "tune(where='.*/query/.*')", 'as_weights(lora(rank=2))',
   )
 }  # fmt: skip
 
@@ -37,7 +37,7 @@ def same(a, b) -> bool:
   return all(np.array_equal(x, y) for x, y in pairs)
 
 
-@pytest.mark.parametrize('names', itertools.islice(itertools.permutations(PARTS, 3), 0, None, 30))
+@pytest.mark.parametrize('names', list(itertools.permutations(PARTS, 3))[::30])
 def test_chain_is_associative(tiny, perturb, names):
   a, b, c = (PARTS[n] for n in names)
   flat, left, right = (
@@ -71,12 +71,10 @@ def test_the_empty_chain_changes_nothing(tiny):
   assert same(methods.merge(methods.chain(), theta, state, tiny.params), tiny.params)
 
 
-@pytest.mark.parametrize('a, b', itertools.combinations(PARTS, 2))
+@pytest.mark.parametrize('a, b', list(itertools.combinations(PARTS, 2)))
 def test_a_start_does_not_depend_on_the_position_in_a_chain(tiny, a, b):
-  (ab, _), (ba, _) = (
-    start(methods.parse(f'chain({a}, {b})'), tiny),
-    None or start(methods.parse(f'chain({b}, {a})'), tiny),
-  )
+  ab, _ = start(methods.parse(f'chain({a}, {b})'), tiny)
+  ba, _ = start(methods.parse(f'chain({b}, {a})'), tiny)
   assert same(ab[0], ba[1]) and same(ab[1], ba[0])
   assert same(ab[0], start(PARTS[a], tiny)[0])
 
@@ -132,7 +130,7 @@ def test_a_penalty_is_added_to_the_loss(tiny, perturb):
   np.testing.assert_allclose(value - plain, 0.5 * distance, rtol=1e-5)
 
 
-def masked(where: str, **seen) -> methods.Method:
+def masked(where: str) -> methods.Method:
   """Trains the even entries of the selected leaves: a mask in state multiplies the updates."""
   inner = methods.tune(where)
 
@@ -145,13 +143,14 @@ def masked(where: str, **seen) -> methods.Method:
     tx = optax.with_extra_args_support(tx)
 
     def update(grads, opt, theta=None, *, method_state, **extra):
-      seen.update(extra)
       updates, opt = tx.update(grads, opt, theta, **extra)
       return {p: u * method_state[p]['mask'] for p, u in updates.items()}, opt
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
-  return methods.Method(init, inner.weights, optimizer=optimizer)
+  return methods.Method(
+    init, lambda theta, state, params: inner.weights(theta, {}, params), optimizer=optimizer
+  )
 
 
 @pytest.mark.parametrize('chained', [False, True])

@@ -57,7 +57,7 @@ def test_an_empty_class_mean_gives_finite_logits(tiny):
 @pytest.mark.parametrize('head', [methods.linear, methods.nearest_mean])
 def test_a_head_refuses_what_it_cannot_classify(tiny, head):
   for classes, calib in ((0, tiny.calib._replace(classes=0)), (1, tiny.calib)):
-    with pytest.raises(FewshotError, match='at least 2 classes, not [01]; pass classes='):
+    with pytest.raises(FewshotError, match=r'at least 2 classes, not [01]; pass classes='):
       head(classes=classes).init(KEY, tiny.forward, tiny.params, calib)
   forward = models.from_function(lambda w, x: x @ w, output='logits')
   calib = methods.Calib({'x': np.ones((2, 4), np.float32)}, 3)

@@ -75,7 +75,9 @@ def test_the_table_says_which_rule_took_which_leaf(tiny):
     ("tune(where='.*/ln1/scale')", 64), ('lora(rank=2)', 512), ('linear()', 99),
   ]  # fmt: skip
   frozen = rows[-1]
-  assert frozen.rule == 'frozen' and 'encoder/block_*/ln1/bias (2)' in frozen.text
+  assert frozen.rule == 'frozen' and 'encoder/block_*/ln*/bias (4)' in frozen.text
+  assert 'encoder/block_0/ln1/bias' in frozen.leaves
+  assert 'encoder/block_0/ln1/scale' not in frozen.leaves
   total = methods.count(tiny.params)
   assert methods.count(frozen.leaves) == total - 64 - 99
   empty = methods.table(methods.nearest_mean(), tiny.forward, tiny.params, tiny.calib)

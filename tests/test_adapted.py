@@ -1,0 +1,84 @@
+"""predict, logits and merged of an adapted model."""
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+
+from fewshot import methods
+from fewshot.adapted import Adapted
+from fewshot.errors import FewshotError
+
+TEXTS = [f'w{i} w{2 * i} w{i + 5}' for i in range(1, 8)]
+
+
+@pytest.fixture(scope='module')
+def adapted(tiny, perturb) -> Adapted:
+  vocab = {'[UNK]': 0, **{f'w{i}': i for i in range(1, 50)}}
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token='[UNK]'))
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  method = methods.parse('chain(lora(rank=2), linear())')
+  start = method.init(jax.random.key(0), tiny.forward, tiny.params, tiny.calib)
+  model = tiny.model._replace(tokenizer=tokenizer)
+  return Adapted(model, method, *perturb(start), ('a', 'b', 'c'), max_length=8)
+
+
+@pytest.fixture(scope='module')
+def logits(adapted) -> np.ndarray:
+  return adapted.logits(TEXTS)
+
+
+def test_logits_are_the_adapted_forward(adapted, logits, tiny):
+  tokens = np.array([adapted.model.tokenizer.encode(t).ids for t in TEXTS], np.int32)
+  batch = {'tokens': tokens, 'mask': tokens > 0}
+  forward = methods.adapt(adapted.method, tiny.forward, adapted.theta, adapted.state)
+  np.testing.assert_allclose(logits, forward(tiny.params, batch)['logits'], atol=1e-5)
+  assert adapted.predict(TEXTS) == [adapted.classes[i] for i in logits.argmax(1)]
+  np.testing.assert_allclose(adapted.logits(batch), logits, atol=1e-5)  # Encoded by hand.
+
+
+@pytest.mark.parametrize('batch', [1, 3, 7, 100])
+def test_the_batch_size_changes_nothing(adapted, logits, batch):
+  np.testing.assert_allclose(adapted.logits(TEXTS, batch=batch), logits, atol=1e-5)
+
+
+def test_merged_equals_predict(adapted, logits, tiny):
+  merged = adapted.merged()
+  batch = adapted._batch(TEXTS)
+  np.testing.assert_allclose(tiny.forward(merged, batch)['logits'], logits, atol=1e-4)
+  plain = adapted._replace(
+    method=methods.chain(), theta=(), state=(), model=adapted.model._replace(params=merged)
+  )
+  assert plain.predict(TEXTS) == adapted.predict(TEXTS)
+
+
+def test_what_cannot_be_merged(adapted, tiny):
+  method = methods.nearest_mean()
+  theta, state = method.init(jax.random.key(0), tiny.forward, tiny.params, tiny.calib)
+  with pytest.raises(FewshotError, match=r'nearest_mean\(\) cannot be merged into the weights'):
+    adapted._replace(method=method, theta=theta, state=state).merged()
+
+
+def test_long_texts_are_cut(adapted):
+  long, cut = ' '.join(['w4'] * 30), ' '.join(['w4'] * 8)
+  np.testing.assert_allclose(adapted.logits([long]), adapted.logits([cut]), atol=1e-6)
+
+
+def test_nothing_in_nothing_out(adapted):
+  assert adapted.predict([]) == []
+  assert adapted.logits([]).shape == (0, 3)
+
+
+def test_refused(adapted, tiny):
+  with pytest.raises(FewshotError, match=r'a list of texts, not one text; write predict\(\[text'):
+    adapted.predict('w1 w2')
+  with pytest.raises(FewshotError, match='tiny has no tokenizer; predict takes arrays'):
+    adapted._replace(model=tiny.model).predict(['w1'])
+  with pytest.raises(FewshotError, match='reads tokens and mask, and the batch has x'):
+    adapted.predict(np.ones((2, 3)))
+  with pytest.raises(FewshotError, match='takes texts, but there is a int'):
+    adapted.predict(['w1', 3])
+  with pytest.raises(FewshotError, match='arrays of equal length'):
+    adapted.predict({'tokens': np.ones((2, 3), int), 'mask': np.ones((1, 3), bool)})
+  with pytest.raises(FewshotError, match='arrays of equal length'):
+    adapted.predict({})
