@@ -18,12 +18,12 @@ def run(path: str, overrides: Sequence[str], out: str | None, fresh: bool, as_js
   """Runs every row of a config, appends a record for each run, then writes and prints the table."""
   todo = configs.load(path, overrides)
   folder = _folder(todo[0], out)
-  records.prepare(folder)
   use_cache()
   from fewshot import experiment, methods
   from fewshot.logging import open_log
 
   prepared = experiment.prepare(todo)
+  records.prepare(folder)
   log = open_log(folder, todo[0].name, todo[0].wandb, configs.as_dict(todo[0]))
   note(f'{todo[0].name}: {len(todo)} rows, records in {folder}', style='bold', markup=False)
   _show_preflight(prepared)

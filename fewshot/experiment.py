@@ -17,6 +17,7 @@ from fewshot import sweep as sweeps
 from fewshot.adapted import Adapted
 from fewshot.errors import FewshotError
 from fewshot.logging import Log
+from fewshot.methods import paths
 from fewshot.methods.partition import Row
 from fewshot.sweep import Progress, Result, Run, runs, sweep
 
@@ -76,7 +77,8 @@ def _prepare(config: ConfigDict, loaded: dict[Any, Any]) -> Prepared:
   prepared = prepared._replace(method=_with_head(prepared))
   method = prepared.method
   table = methods.table(method, model.forward, model.params, prepared.calib)
-  added = methods.mask(method, model.forward, model.params, prepared.calib).added
+  own = paths.flatten(model.params)
+  added = [x for row in table[:-1] for p, x in row.leaves.items() if p not in own]
   total = methods.count(model.params) + methods.count(added)
   _check_start(prepared)
   return prepared._replace(rows=table, total=total)

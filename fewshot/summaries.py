@@ -114,6 +114,8 @@ def group(records: Iterable[Record]) -> dict[Key, list[Record]]:
 
 def _chosen(cell: list[Record]) -> list[Record]:
   chosen = [record for record in cell if record.get('chosen', True)]
+  if chosen and chosen[-1].get('tuning') == 'dev':
+    chosen = chosen[-1:]  # A run repeated with a larger grid chose anew.
   # A grid that was never decided is a run without a result: it must not vanish from the count.
   return chosen or [{**cell[0], 'status': 'failed', 'scores': {}, 'chosen': True}]
 

@@ -215,7 +215,8 @@ def _call(fit: str) -> tuple[str, list[str]]:
 def _cells(section: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
   fits = len({row.fit for row in section}) > 1
   _, apart = fit_texts(section)
-  plain = len({runs(row) for row in section}) == 1 and not any(row.lost for row in section)
+  # Equal counts without a trouble are the N of the accuracy's header; anything else is shown.
+  plain = len({runs(row) for row in section}) == 1 and runs(section[0]).isdigit()
   head = ['method', *['fit'][:fits], f'accuracy (mean ± std over {over(section)})']
   head += [*['runs'][plain:], 'trained', 'seconds', 'memory']
   cells = []

@@ -85,6 +85,8 @@ def _start(
   r: Recipe, loss: Loss, theta: Theta, state: State, data: Data, key: Array
 ) -> dict[str, Any]:
   del key
+  if not jax.tree.leaves(theta):
+    raise FewshotError('sgd has nothing to train: this method has no theta; fit it by prototypes()')
   if r.eval_every and data.dev is None:
     raise FewshotError(f'sgd(eval_every={r.eval_every}) scores a dev set, and there is none')
   opt = _transformation(r, loss).init(theta)

@@ -23,7 +23,8 @@ def load(name: str) -> Task:
     return _trec(assets.get(name))
   if Path(name).suffix in ('.csv', '.tsv'):
     return from_csv(name)
-  raise FewshotError(f'there is no task {name!r}; {nearest(name, CLASSES)}, or the path of a .csv')
+  hint = nearest(name, CLASSES)
+  raise FewshotError(f'there is no task {name!r}; {hint} (the path of a .csv is a task too)')
 
 
 def from_csv(path: str | Path, text: str = 'text', label: str = 'label') -> Task:
