@@ -33,7 +33,12 @@ def run(name: str, repeats: int) -> dict[str, Any]:
   """
   if repeats < 1:
     raise FewshotError(f'--repeats is at least 1, not {repeats}')
-  rows = [_measure(case, repeats) for case in _module(name).cases()]
+  rows, printed = [], {}
+  for case in _module(name).cases():
+    commands = (*case.ours, *case.peer)
+    if commands not in printed:  # Cases may read several figures off the same commands.
+      printed[commands] = _measure(case, repeats)
+    rows.append(_row(case, *printed[commands]))
   machine = f'{platform.machine()}, {os.cpu_count()} cores, {platform.system()}'
   return {'machine': machine, 'rows': rows}
 
@@ -55,25 +60,29 @@ def show(result: dict[str, Any]) -> None:
     note('the peer is not measured: set FEWSHOT_PEERS and FEWSHOT_PEERS_PYTHON')
 
 
-def _measure(case: Case, repeats: int) -> dict[str, Any]:
+def _measure(case: Case, repeats: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+  """What ours and the peer print, turn about."""
   peers, python = os.environ.get('FEWSHOT_PEERS'), os.environ.get('FEWSHOT_PEERS_PYTHON')
-  ours, theirs, limit = [], [], case.limit
+  ours, theirs = [], []
   for _ in range(repeats):
-    figures = _json_of([sys.executable, *case.ours])
-    ours.append(_figure(case, case.ours[0], figures))
-    limit = figures.get('limit', limit)
+    ours.append(_json_of([sys.executable, *case.ours]))
     if peers and python:
       script, *args = case.peer
-      theirs.append(_figure(case, script, _json_of([python, str(Path(peers) / script), *args])))
-  a, b = statistics.median(ours), statistics.median(theirs) if theirs else None
+      theirs.append(_json_of([python, str(Path(peers) / script), *args]))
+  return ours, theirs
+
+
+def _row(case: Case, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:
+  a = statistics.median(_figure(case, case.ours[0], f) for f in ours)
+  b = statistics.median(_figure(case, case.peer[0], f) for f in theirs) if theirs else None
   return {
     'name': case.name,
     'ours': a,
     'peer': b,
     'ratio': a / b if b else None,
-    'limit': limit,
+    'limit': ours[-1].get('limit', case.limit),
     'unit': case.unit,
-    'n': repeats,
+    'n': len(ours),
   }
 
 

@@ -1,32 +1,47 @@
 """The code blocks of README and docs run, in order, as they stand."""
 
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ['docs/own.md']
 
 
-def blocks(page: str) -> list[str]:
-  """The python blocks of a page."""
-  return re.findall(r'```python\n(.*?)```', (ROOT / page).read_text(), re.DOTALL)
+def run_blocks(page: str, folder: Path, **shorter: str) -> dict:
+  """Runs the python blocks of a page as one script; `shorter` replaces sizes that take long."""
+  source = '\n'.join(re.findall(r'```python\n(.*?)```', (ROOT / page).read_text(), re.DOTALL))
+  for size, small in shorter.items():
+    source, n = re.subn(rf'\b{size}=[^,)]+\)?', f'{size}={small}', source)
+    assert n, f'{page} has no {size}'
+  script = folder / 'page.py'
+  script.write_text(source)
+  return runpy.run_path(str(script))
 
 
-@pytest.mark.parametrize('page', PAGES)
-def test_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
   (tmp_path / 'reviews.csv').write_text('review,stars\n' + 'good,5\nbad,1\n' * 4)
   monkeypatch.chdir(tmp_path)
-  scope: dict = {'__name__': 'page'}
-  source = '\n'.join(blocks(page))
-  path = tmp_path / 'page.py'
-  path.write_text(source)
-  exec(compile(source, str(path), 'exec'), scope)
-  assert scope['labels'] == ['0'] * 3 or set(scope['labels']) <= {'0', '1'}
-  assert np.isfinite(scope['accuracy']).all()
-  assert scope['result'].curve[-1] > 0
+  names = run_blocks('docs/own.md', tmp_path)
+  assert len(names['labels']) == 3 and set(names['labels']) <= {'0', '1'}
+  assert np.isfinite(names['accuracy']).all()
+  assert names['methods'].spell(names['both']).startswith('chain(shift(), lora(')
+  assert names['result'].curve[-1] < names['result'].curve[0]
+
+
+@pytest.mark.slow
+@pytest.mark.assets
+def test_readme(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+  monkeypatch.chdir(tmp_path)
+  names = run_blocks('README.md', tmp_path, steps='2', seeds='range(2)', max_test='12')
+  assert len(names['results']) == 2
+  assert names['adapted'].classes == ('ABBR', 'DESC', 'ENTY', 'HUM', 'LOC', 'NUM')
+  printed = capsys.readouterr().out.strip().splitlines()
+  assert len(printed) == 2 and printed[1].count("'") == 4  # Two predicted classes.
 
 
 def test_every_listed_command_of_the_readme_exists() -> None:
