@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def bounds(lengths: Sequence[int] | np.ndarray, at_most: int = 3, multiple: int = 8) -> list[int]:
+def bounds(lengths: Sequence[int] | np.ndarray, at_most: int = 3, multiple: int = 4) -> list[int]:
   """At most so many bucket lengths, multiples of `multiple`, with the least padding in total.
 
       minimise sum_i b(l_i),   b(l) = the smallest bound >= l
@@ -36,10 +36,10 @@ def bounds(lengths: Sequence[int] | np.ndarray, at_most: int = 3, multiple: int 
   return chosen[::-1]
 
 
-def round_up(length: int, multiple: int = 8) -> int:
+def round_up(length: int, multiple: int = 4) -> int:
   """The smallest multiple that holds `length`.
 
   >>> round_up(9)
-  16
+  12
   """
   return -(-max(length, 1) // multiple) * multiple

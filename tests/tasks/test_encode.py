@@ -60,7 +60,7 @@ def test_train_and_dev_of_every_split():
   data = tasks.encode(task, splits, words())
   for name, n in (('train', 6), ('dev', 4)):
     batch = getattr(data, name)
-    assert batch['tokens'].shape == (3, n, 16)  # The longest has 12, and all splits share it.
+    assert batch['tokens'].shape == (3, n, 12)  # The longest has 12, and all splits share it.
     for s, split in enumerate(splits):
       rows = getattr(split, name)
       np.testing.assert_array_equal(batch['labels'][s], task.labels[rows])
@@ -74,7 +74,7 @@ def test_train_and_dev_of_every_split():
 def test_texts_are_cut_between_their_special_tokens():
   batch, lengths = tokenize(words(special=True), ['w5 w6 w7 w8 w9', 'w5', ''], 4)
   assert lengths.tolist() == [4, 3, 2]
-  assert batch['tokens'].tolist()[:2] == [[1, 5, 6, 2, 0, 0, 0, 0], [1, 5, 2, 0, 0, 0, 0, 0]]
+  assert batch['tokens'].tolist()[:2] == [[1, 5, 6, 2], [1, 5, 2, 0]]
   assert batch['mask'].sum(1).tolist() == [4, 3, 2]
 
 
