@@ -33,11 +33,17 @@ def cases() -> list[Case]:
 def data_folder() -> Path:
   """The folder of real data sets."""
   folder = Path(os.environ.get('FEWSHOT_DATA', '../shared/data'))
+  return folder
+
+
+def trec_folder() -> Path:
+  """The folder of the given splits; a machine without it is told what to set."""
+  folder = data_folder()
   if not (folder / 'text_lmbff_kshot' / 'trec').is_dir():
     raise FewshotError(
       f'{folder} holds no text_lmbff_kshot/trec; set FEWSHOT_DATA to a folder that does'
     )
-  return folder
+  return folder / 'text_lmbff_kshot' / 'trec'
 
 
 def given_splits(folder: Path) -> tuple[Any, list[Any]]:
@@ -71,7 +77,7 @@ def main() -> None:
   if os.environ.get('FEWSHOT_BENCH_CACHE'):  # A warm cache is another question than a cold one.
     use_cache()
   model = models.load('minilm-l6')
-  task, splits = given_splits(data_folder() / 'text_lmbff_kshot' / 'trec')
+  task, splits = given_splits(trec_folder())
   data = tasks.encode(task, splits, model.tokenizer, max_length=128)
   method = methods.parse('chain(lora(rank=8), linear())')
   fit = fits.sgd(steps=60, lr=1e-3, head_lr=1e-2, batch=32)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from fewshot.errors import FewshotError, nearest
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; a user's mistake is one line on stderr and exit status 2."""
+  _make_output_safe()
   try:
     args, rest = _parser().parse_known_args(argv)
     _refuse_unknown(args, rest)
@@ -33,6 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
       return 141
     print(f'fewshot: {e.filename or "cannot write the output"}: {e.strerror or e}', file=sys.stderr)
     return 1
+  except Exception as e:
+    if os.environ.get('FEWSHOT_TRACEBACK'):
+      raise
+    reason = ' '.join(str(e).split())[:300]
+    print(
+      f'fewshot: unexpected {type(e).__name__}: {reason} (FEWSHOT_TRACEBACK=1 shows where)',
+      file=sys.stderr,
+    )
+    return 70
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,6 +64,15 @@ def _refuse_unknown(args: argparse.Namespace, rest: Sequence[str]) -> None:
     flags = re.findall(r'--[\w-]+', args.usage)
     more = '; config keys are set by --config.KEY=VALUE' if args.command == 'run' else ''
     raise FewshotError(f'unknown argument {arg!r}; {nearest(arg.split("=")[0], flags)}{more}')
+
+
+def _make_output_safe() -> None:
+  """A closed stdout or one that knows only ASCII costs characters, never the command."""
+  if sys.stdout is None:
+    sys.stdout = open(os.devnull, 'w', encoding='utf-8')  # noqa: SIM115
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='replace')
 
 
 def _drop_stdout() -> None:
@@ -79,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
   table.add_argument('folder', help='a folder with a records.jsonl')
   table.add_argument('--json', action='store_true', help='print one JSON value as the last line')
 
-  for name, about in (('methods', 'methods'), ('models', 'pretrained models'), ('tasks', 'tasks')):
-    listing = command(name, _listing, f'list the {about} there are')
+  for name in ('methods', 'fits', 'models', 'tasks'):
+    listing = command(name, _listing, f'list the {name} there are')
     listing.add_argument('--json', action='store_true', help='print one JSON value')
 
   assets = command('assets', _assets, 'list, fetch or verify weights and data')

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewshot import assets, records, tables
+from fewshot import assets, records, summaries, tables
 from fewshot import config as configs
 from fewshot.console import Bars, note, stdout
 from fewshot.errors import FewshotError
@@ -29,18 +29,22 @@ def run(path: str, overrides: Sequence[str], out: str | None, fresh: bool, as_js
   _show_preflight(prepared)
   if fresh:
     _set_aside(folder)
-  done = _recorded(folder)
+  earlier = _earlier(folder)
+  summaries.check_comparable([*earlier, *(r for p in prepared for r in experiment.identities(p))])
+  # Failed runs are run again.
+  done = {r.get('id', '') for r in earlier if r['status'] != 'failed'}
   planned = {i for p in prepared for i in experiment.plan(p)}
   kept = len(planned & done)
   try:
     with Bars(len(planned) - kept) as bars:
       for p in prepared:
-        bars.method(methods.spell(p.method))
+        there = done.issuperset(experiment.plan(p))
+        bars.method(methods.spell(p.method) + (': recorded before' if there else ''))
         for record in experiment.execute(p, folder, log, bars.phase, done):
           bars.advance()
           log.event('timings', run=record['id'], **record['timings'])
   except KeyboardInterrupt:
-    n = len(_recorded(folder))
+    n = len({r.get('id', '') for r in _earlier(folder)})
     note(
       f'interrupted: {n} finished runs are kept in {folder}; the same command goes on from there'
     )
@@ -147,11 +151,9 @@ def _folder(config: Any, out: str | None) -> Path:
   return Path(out or config.out or f'runs/{config.name}')
 
 
-def _recorded(folder: Path) -> set[str]:
-  """Ids of the runs that need not be run again; failed ones are."""
-  if not (folder / records.NAME).exists():
-    return set()
-  return {r['id'] for r in records.read(folder, strict=False) if r['status'] != 'failed'}
+def _earlier(folder: Path) -> list[dict[str, Any]]:
+  """The records that are there already."""
+  return summaries.usable(folder) if (folder / records.NAME).exists() else []
 
 
 def _set_aside(folder: Path) -> None:

@@ -101,7 +101,7 @@ def _read(path: Path) -> tuple[ConfigDict, list[Mapping[str, Any]]]:
     rows = list(module.sweep()) if hasattr(module, 'sweep') else [{}]
   except FewshotError:
     raise
-  except Exception as e:
+  except (Exception, SystemExit) as e:
     raise FewshotError(f'{path} does not run: {type(e).__name__}: {_line(e)}') from None
   if not isinstance(base, ConfigDict):
     raise FewshotError(f'get_config() of {path} returns no ConfigDict; start from config.default()')
@@ -124,7 +124,7 @@ def _check_value(key: str, current: Any, value: Any) -> None:
       raise FewshotError(f'config.{key} is a tuple of {noun}, not {str(value)[:80]}')
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
   return ' '.join(str(error).split())[:300]
 
 
@@ -139,7 +139,7 @@ def _module(path: Path) -> Any:
     spec.loader.exec_module(module)
   except FewshotError:
     raise
-  except Exception as e:
+  except (Exception, SystemExit) as e:
     raise FewshotError(f'{path} does not run: {type(e).__name__}: {_line(e)}') from None
   return module
 

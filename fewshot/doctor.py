@@ -13,8 +13,8 @@ PACKAGES = {
   'jax': 'needed', 'jaxlib': 'needed', 'flax': 'needed', 'optax': 'needed', 'numpy': 'needed',
   'orbax-checkpoint': 'needed', 'ml_collections': 'needed', 'safetensors': 'needed',
   'tokenizers': 'needed', 'huggingface_hub': 'needed', 'rich': 'needed', 'matplotlib': 'plots',
-  'wandb': 'dashboards: pip install fewshot[wandb]',
-  'tensorflow-datasets': 'data sets: pip install fewshot[data]',
+  'wandb': "dashboards: pip install -e '.[wandb]'",
+  'tensorflow-datasets': "data sets: pip install -e '.[data]'",
 }  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def show(found: dict[str, Any]) -> None:
   for what in found['missing']:
     stdout.print(f'MISSING {what}', markup=False)
   if not found['missing']:
-    stdout.print('nothing is missing')
+    stdout.print('nothing that is required is missing')
 
 
 def _version(package: str) -> str | None:

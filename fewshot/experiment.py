@@ -84,6 +84,11 @@ def _prepare(config: ConfigDict, loaded: dict[Any, Any]) -> Prepared:
   return prepared._replace(rows=table, total=total)
 
 
+def identities(p: Prepared) -> list[dict[str, Any]]:
+  """What the records of this experiment will say of themselves, before it runs."""
+  return [_identity(p, run) for run in plan(p).values()]
+
+
 def _check_start(p: Prepared) -> None:
   """Traces the start of a run: that is where a fit refuses a method, or data without a dev set."""
   if p.method.plan:  # What it plans from data costs compute.
@@ -295,8 +300,10 @@ def _check(config: ConfigDict, fit: fits.Fit) -> None:
       f'config.grid varies {", ".join(grid)}, but dev_k is 0: hyper-parameters are chosen on a dev '
       'set, never on test; set --config.dev_k, at most k'
     )
-  if config.max_length < 1 or config.max_test < 0 or config.memory_gb < 0:
-    raise FewshotError('config: max_length is at least 1, max_test and memory_gb at least 0')
+  if not 1 <= config.max_length <= 2**20 or config.max_test < 0:
+    raise FewshotError('config: max_length is 1 to 1,048,576 tokens, max_test at least 0')
+  if not 0 <= config.memory_gb <= 1e6:
+    raise FewshotError(f'config.memory_gb is {config.memory_gb}; give 0 (what is free) to 1e6')
   missing = [name for name in grid if name not in fit.varies]
   if missing:
     raise FewshotError(f'{config.fit} has no {missing[0]} that a grid could vary')

@@ -10,13 +10,15 @@ from fewshot import assets
 
 
 def rows(what: str) -> list[dict[str, Any]]:
-  """The rows of `fewshot methods`, `models`, `tasks` or `assets`.
+  """The rows of `fewshot methods`, `fits`, `models`, `tasks` or `assets`.
 
   >>> rows('tasks')[-1]['name']
   'trec'
   """
   if what == 'methods':
     return _methods()
+  if what == 'fits':
+    return _fits()
   if what == 'assets':
     return assets.rows()
   if what == 'models':
@@ -74,6 +76,20 @@ def _lines(constructor: Any) -> int:
   doc, first = function.body[0], function.lineno - 1
   kept = source.splitlines()[first : doc.lineno - 1] + source.splitlines()[doc.end_lineno :]
   return sum(bool(line.strip()) for line in kept)
+
+
+def _fits() -> list[dict[str, Any]]:
+  """name, arguments with their defaults, and what it does."""
+  from fewshot import fits
+
+  return [
+    {
+      'name': name,
+      'arguments': str(inspect.signature(f)).partition(' ->')[0].strip('()'),
+      'about': (inspect.getdoc(f) or '').partition('\n')[0],
+    }
+    for name, f in fits.VOCABULARY.items()
+  ]
 
 
 def _example(constructor: Any) -> Any:

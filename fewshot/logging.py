@@ -79,7 +79,9 @@ def open_log(out: Path, name: str, wandb: Mapping[str, Any], config: Mapping[str
   try:
     import wandb as library
   except ImportError:
-    raise FewshotError('config.wandb needs wandb; install it: pip install fewshot[wandb]') from None
+    raise FewshotError(
+      "config.wandb needs wandb; install it: pip install -e '.[wandb]' in the project's folder"
+    ) from None
   settings = library.Settings(
     silent=True, console='off', disable_git=True, save_code=False,
     x_disable_meta=True,  # The command line, the host and paths of this machine.

@@ -78,7 +78,7 @@ def _append_line(fd: int, file: Path, line: bytes) -> None:
     if written != len(line):
       raise OSError(f'only {written} of {len(line)} bytes written, the disk is full')
     os.fsync(fd)
-  except BaseException:
+  except OSError:  # Not on Ctrl-C: the line is whole by then, or not there.
     with contextlib.suppress(OSError):
       os.ftruncate(fd, size)
     raise

@@ -2,10 +2,13 @@
 
 import re
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+from fewshot import records
 from fewshot.errors import FewshotError
 
 Record = Mapping[str, Any]
@@ -86,7 +89,7 @@ def summarise(records: Iterable[Record], mixed: bool = False) -> list[Row]:
   """
   known = list(records)
   if not mixed:
-    _check_hashes(known)
+    check_comparable(known)
   return [_row(key, members) for key, members in group(known).items()]
 
 
@@ -212,7 +215,11 @@ def _given(values: Iterable[T | None]) -> list[T]:
   return [value for value in values if value is not None]
 
 
-def _check_hashes(records: Sequence[Record]) -> None:
+def check_comparable(records: Iterable[Record]) -> None:
+  """Refuses records of one task whose splits or test sets differ: one table cannot hold them.
+
+  >>> check_comparable([])
+  """
   seen: dict[tuple[str, str], str] = {}
   for record in records:
     split, task = record['split'], record['task']
@@ -226,7 +233,7 @@ def _check_hashes(records: Sequence[Record]) -> None:
       if first != value:
         raise FewshotError(
           f'the records disagree on {place}: hashes {first[:12]} and {value[:12]}; their rows '
-          'cannot be compared, make a table of each apart or pass mixed=True'
+          'cannot be compared; give each its own folder (--out), or set the earlier aside (--fresh)'
         )
 
 
@@ -241,3 +248,47 @@ def sections(rows: Iterable[Row]) -> list[list[Row]]:
   for row in rows:
     found.setdefault(row.key[:3], []).append(row)
   return list(found.values())
+
+
+def malformed(record: Record) -> str:
+  """Which field of a record has a type that no run writes; empty when none has.
+
+  >>> malformed({'split': 3})
+  'split'
+  """
+  texts = ('model', 'method', 'task', 'status', 'id', 'fit')
+  tables = ('scores', 'hashes', 'timings', 'memory', 'hyper', 'split')
+  counts = ('trained', 'total', 'seed')
+  bad = [k for k in texts if not isinstance(record.get(k, ''), str)]
+  bad += [k for k in tables if not isinstance(record.get(k, {}), dict)]
+  bad += [k for k in counts if not isinstance(v := record.get(k, 0), int) or not -1 < v < 2**53]
+  if bad:
+    return bad[0]
+  numbers = (
+    {f'split.{k}': record['split'].get(k) for k in ('k', 'seed')} if 'split' in record else {}
+  )
+  numbers |= {f'{t}.{k}': v for t in ('timings', 'memory') for k, v in record.get(t, {}).items()}
+  for name, score in record.get('scores', {}).items():
+    numbers[f'scores.{name}'] = score.get('value') if isinstance(score, dict) else score
+  given = {k: v for k, v in numbers.items() if v is not None or k.startswith('split')}
+  wrong = [k for k, v in given.items() if not _is_count(v)]
+  hashes = [k for k, v in record.get('hashes', {}).items() if not isinstance(v, str)]
+  return (wrong + [f'hashes.{k}' for k in hashes] + [''])[0]
+
+
+def _is_count(value: Any) -> bool:
+  return isinstance(value, (int, float)) and abs(value) < 2**53
+
+
+def usable(path: str | Path) -> list[dict[str, Any]]:
+  """The records that a run could have written; others are left out with a warning line."""
+  found = []
+  for i, record in enumerate(records.read(path, strict=False), 1):
+    if field := malformed(record):
+      print(
+        f'fewshot: record {i} of {path} is left out: its field {field} is not what a run writes',
+        file=sys.stderr,
+      )
+    else:
+      found.append(record)
+  return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fewshot import records
 from fewshot.errors import FewshotError
-from fewshot.summaries import Row, sections, summarise
+from fewshot.summaries import Row, sections, summarise, usable
 
 if TYPE_CHECKING:
   from rich.console import Console
@@ -302,7 +302,7 @@ def write(path: str | Path, mixed: bool = False) -> list[Row]:
   """
   from fewshot import plots
 
-  known = records.read(path, strict=False)
+  known = usable(path)
   if not known:
     raise FewshotError(f'no finished run in {path}; run an experiment into this folder first')
   folder = Path(path) if Path(path).is_dir() else Path(path).parent

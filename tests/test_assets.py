@@ -590,7 +590,12 @@ assets.get('reuters-r8', progress=lambda done, total: print(done, flush=True))
 """
   env = {**os.environ, 'PYTHONPATH': str(Path(assets.__file__).parents[1])}
   process = subprocess.Popen(
-    [sys.executable, '-c', code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    [sys.executable, '-c', code],
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    # A job in the background ignores SIGINT, and its children inherit that.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
   assert process.stdout is not None
   assert [process.stdout.readline() for _ in range(2)] == [b'0\n', b'1\n']

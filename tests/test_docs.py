@@ -14,7 +14,7 @@ def run_blocks(page: str, folder: Path, **shorter: str) -> dict:
   """Runs the python blocks of a page as one script; `shorter` replaces sizes that take long."""
   source = '\n'.join(re.findall(r'```python\n(.*?)```', (ROOT / page).read_text(), re.DOTALL))
   for size, small in shorter.items():
-    source, n = re.subn(rf'\b{size}=[^,)]+\)?', f'{size}={small}', source)
+    source, n = re.subn(rf'\b{size}=\w+(\(\w+\))?', f'{size}={small}', source)
     assert n, f'{page} has no {size}'
   script = folder / 'page.py'
   script.write_text(source)

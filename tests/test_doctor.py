@@ -33,7 +33,7 @@ def test_the_report_is_one_object_without_paths(home, capsys):
 def test_people_are_told_what_to_do(capsys):
   assert cli.main(['doctor']) == 0
   out = capsys.readouterr().out
-  assert 'nothing is missing' in out and 'fewshot assets get minilm-l6' in out
+  assert 'nothing that is required is missing' in out and 'fewshot assets get minilm-l6' in out
 
 
 @pytest.mark.parametrize(

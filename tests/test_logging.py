@@ -64,7 +64,7 @@ def test_an_unknown_mode_names_the_nearest(tmp_path):
 
 def test_without_wandb_one_line_says_how_to_get_it(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', None)
-  with pytest.raises(FewshotError, match=r'needs wandb; install it: pip install fewshot\[wandb\]'):
+  with pytest.raises(FewshotError, match=r"needs wandb; install it: pip install -e '\.\[wandb\]'"):
     logging.open_log(tmp_path, 'toy', {**OFF, 'mode': 'offline'}, {})
 
 

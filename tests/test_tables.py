@@ -1,6 +1,7 @@
 """Tables count every run, name what their numbers are, and come out the same bytes each time."""
 
 import io
+import json
 import math
 
 import numpy as np
@@ -170,7 +171,7 @@ def test_a_repeated_run_counts_once_as_its_last_record():
 def test_records_of_other_data_are_refused(kind, place):
   runs = five('a()') + five('b()')
   runs[6]['hashes'] = {**runs[6]['hashes'], kind: 'other'}
-  with pytest.raises(FewshotError, match=f'disagree on {place}.*other.*pass mixed=True') as caught:
+  with pytest.raises(FewshotError, match=f'disagree on {place}.*other.*its own folder') as caught:
     tables.summarise(runs)
   assert '\n' not in str(caught.value)
   assert len(tables.summarise(runs, mixed=True)) == 2
@@ -283,3 +284,20 @@ def test_the_figure_shows_every_split_and_the_mean(tmp_path, monkeypatch):
   assert drawn[0] == pytest.approx([50, 60, 55, 70, 65]) and drawn[1] == pytest.approx(60)
   assert bars[0] == pytest.approx((60, 100 * np.std([0.5, 0.6, 0.55, 0.7, 0.65], ddof=1)))
   assert {'$a_b$()', '0.32 %', 'trained'} <= set(texts)
+
+
+@pytest.mark.parametrize(
+  'field, value',
+  [
+    ('split', None), ('split', {}), ('hashes', 3), ('hashes', {'split': 3}), ('scores', 3),
+    ('scores', {'accuracy': {'value': 'x'}}), ('scores', {'accuracy': {'value': 10**400}}),
+    ('timings', {'seconds': 'x'}), ('memory', 3), ('trained', 'x'), ('trained', 10**39),
+    ('model', []), ('method', 3), ('fit', None), ('id', []), ('hyper', 3), ('seed', []),
+  ],
+)  # fmt: skip
+def test_a_record_of_wrong_types_costs_only_itself(tmp_path, capsys, field, value):
+  good, bad = make(split=0), {**make(split=1), field: value}
+  (tmp_path / 'records.jsonl').write_text(f'{json.dumps(good)}\n{json.dumps(bad)}\n')
+  (row,) = tables.write(tmp_path)
+  assert row.n == 1
+  assert f'record 2 of {tmp_path} is left out: its field {field}' in capsys.readouterr().err

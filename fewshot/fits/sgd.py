@@ -42,6 +42,11 @@ def sgd(
   """
   if steps < 1 or batch < 1:
     raise FewshotError(f'sgd(steps={steps}, batch={batch}): both are at least 1')
+  given = {'lr': lr, 'head_lr': head_lr, 'weight_decay': weight_decay, 'clip': clip}
+  given |= {'warmup': warmup, 'eval_every': eval_every}
+  for name, value in given.items():
+    if isinstance(value, (int, float)) and value < 0:  # A sweep's values are traced.
+      raise FewshotError(f'sgd({name}={value}) is negative; it is at least 0')
   if schedule not in Schedule.__args__:  # type: ignore[attr-defined]
     known = ', '.join(Schedule.__args__)  # type: ignore[attr-defined]
     raise FewshotError(f'sgd(schedule={schedule!r}) is unknown; there are {known}')

@@ -106,4 +106,6 @@ def _classes(classes: int, calib: Calib) -> int:
   n = classes or calib.classes
   if n < 2:
     raise FewshotError(f'a classifier needs at least 2 classes, not {n}; pass classes=')
+  if n < calib.classes:
+    raise FewshotError(f'a head of {n} classes cannot tell the {calib.classes} of the task apart')
   return n

@@ -120,8 +120,11 @@ def _build(node: ast.AST, known: Mapping[str, Callable[..., Any]], noun: str) ->
     if name not in known:
       raise FewshotError(f'unknown {noun} {name!r}; {nearest(name, known)}')
     args = [_build(a, known, noun) for a in node.args]
-    if any(k.arg is None for k in node.keywords):
+    names = [k.arg for k in node.keywords]
+    if None in names:
       raise FewshotError('** is not part of a spelling')
+    if twice := {str(n) for n in names if names.count(n) > 1}:
+      raise FewshotError(f'{name} is given {", ".join(sorted(twice))} twice')
     return known[name](*args, **{str(k.arg): _build(k.value, known, noun) for k in node.keywords})
   if isinstance(node, ast.Name):
     hint = f'write {node.id}()' if node.id in known else nearest(node.id, known)
@@ -131,7 +134,13 @@ def _build(node: ast.AST, known: Mapping[str, Callable[..., Any]], noun: str) ->
     return left | right if isinstance(node.op, ast.BitOr) else left & right
   if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
     return ~_build(node.operand, known, noun)
-  return ast.literal_eval(node)
+  try:
+    return ast.literal_eval(node)
+  except ValueError:
+    text = _short(ast.unparse(node))
+    raise FewshotError(
+      f'{text} is not a {noun} spelling: neither a literal nor a call of a known name'
+    ) from None
 
 
 def _check(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -155,6 +164,8 @@ def _check(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         raise FewshotError(f'{fn.__name__}({name}=...) takes {wants}, not {_short(repr(v))}')
       if isinstance(v, float) and not math.isfinite(v):
         raise FewshotError(f'{fn.__name__}({name}={v}) is not finite, so it has no spelling')
+      if isinstance(v, int) and abs(v) >= 2**31:
+        raise FewshotError(f'{fn.__name__}({name}=...) is beyond 2,147,483,647')
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -45,7 +45,15 @@ def stopped(place, sign):
   env = os.environ | {'SLOW': '1', 'PYTHONPATH': str(ROOT), 'JAX_COMPILATION_CACHE_DIR': cache}
   env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   command = [sys.executable, '-m', 'fewshot', *RUN]
-  process = subprocess.Popen(command, cwd=place, env=env, stderr=subprocess.PIPE, text=True)
+  process = subprocess.Popen(
+    command,
+    cwd=place,
+    env=env,
+    stderr=subprocess.PIPE,
+    text=True,
+    # A job in the background ignores SIGINT, and its children inherit that.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+  )
   try:
     deadline = time.monotonic() + 90
     while not workplace.records(place):

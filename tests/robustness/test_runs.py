@@ -121,8 +121,8 @@ def test_a_run_that_diverges_is_a_failed_row_beside_the_others(place, capsys):
 
 
 def test_one_class_for_all_is_collapsed(place, capsys):
-  # Untrained means are all zero, so that every class is as near.
-  workplace.config(place, [('nearest_mean()', 'sgd(steps=1)'), workplace.CHEAP[1]])
+  # A rate of zero leaves the head at zero, so that every class is as near.
+  workplace.config(place, [('linear()', 'sgd(steps=1, lr=0.0)'), workplace.CHEAP[1]])
   assert cli.main(RUN) == 0
   assert [r['status'] for r in workplace.records(place)] == ['collapsed'] * 2 + ['ok'] * 2
   assert '(2 collapsed)' in (place / 'runs/tiny/table.md').read_text()
