@@ -215,5 +215,5 @@ def test_the_committed_configs_load(file):
   from fewshot import fits, methods
 
   for config in configs.load(file):
-    methods.parse(config.method)
-    fits.parse(config.fit)
+    assert methods.parse(config.method).made is not None
+    assert fits.parse(config.fit).made is not None

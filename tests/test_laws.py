@@ -189,7 +189,8 @@ def test_it_promotes_no_dtype_silently(ready, tiny):
   """Strict promotion holds; rank promotion is left on: a bias [D] added to [B, T, D] needs it."""
   with jax.numpy_dtype_promotion('strict'):
     theta, state = ready.method.init(jax.random.key(1), tiny.forward, tiny.params, tiny.calib)
-    methods.adapt(ready.method, tiny.forward, theta, state)(tiny.params, tiny.batch)
+    outputs = methods.adapt(ready.method, tiny.forward, theta, state)(tiny.params, tiny.batch)
+  assert outputs['features'].dtype == np.float32
 
 
 @pytest.mark.parametrize('dtype, tolerance', [(np.float32, 1e-4), (np.float64, 1e-9)])
@@ -294,7 +295,7 @@ def test_a_sweep_equals_the_loop_over_its_runs(ready, swept, tiny):
   one = jax.jit(functools.partial(single, swept.setup))
   todo = sweep.runs(2, (0, 1), {'lr': [1e-3, 3e-3]} if swept.setup.fit.varies else None)
   assert [r.run for r in swept.results] == todo
-  everything = test_items(tiny.encoded)
+  everything = items_in_order(tiny.encoded)
   for result in swept.results:
     inputs = jax.tree.map(lambda x: x[0], sweep.stack(tiny.encoded, [result.run]))
     assert_close(result.logits, one(tiny.params, inputs, everything), 1e-4)
@@ -309,7 +310,7 @@ def single(setup: train.Setup, params: Any, inputs: train.Inputs, batch: Any) ->
   return methods.adapt(setup.method, setup.forward, theta, state)(params, batch)['logits']
 
 
-def test_items(encoded) -> dict[str, np.ndarray]:
+def items_in_order(encoded) -> dict[str, np.ndarray]:
   """The test set as one batch in the split's order, unlike the buckets that a sweep scores."""
   out = {'tokens': np.zeros((10, 7), np.int32), 'mask': np.zeros((10, 7), bool)}
   for bucket in encoded.test:
@@ -317,9 +318,6 @@ def test_items(encoded) -> dict[str, np.ndarray]:
       rows = bucket.batches[name].reshape(-1, bucket.batches[name].shape[-1])
       x[bucket.rows[bucket.rows >= 0], : rows.shape[1]] = rows[bucket.rows >= 0]
   return out
-
-
-test_items.__test__ = False  # type: ignore[attr-defined]
 
 
 def test_each_run_has_its_own_key_and_its_splits_data(tiny):
