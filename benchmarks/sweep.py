@@ -71,11 +71,8 @@ def main() -> None:
   """Runs ours, and prints one JSON line."""
   start = time.perf_counter()
   from fewshot import fits, methods, models, tasks
-  from fewshot.command_run import use_cache
   from fewshot.sweep import sweep
 
-  if os.environ.get('FEWSHOT_BENCH_CACHE'):  # A warm cache is another question than a cold one.
-    use_cache()
   model = models.load('minilm-l6')
   task, splits = given_splits(trec_folder())
   data = tasks.encode(task, splits, model.tokenizer, max_length=128)

@@ -25,7 +25,7 @@ def run(path: str, overrides: Sequence[str], out: str | None, fresh: bool, as_js
   prepared = experiment.prepare(todo)
   records.prepare(folder)
   log = open_log(folder, todo[0].name, todo[0].wandb, configs.as_dict(todo[0]))
-  note(f'{todo[0].name}: {len(todo)} rows, records in {folder}', style='bold', markup=False)
+  note(f'{todo[0].name}: {len(todo)} rows, records in {folder}', style='bold')
   _show_preflight(prepared)
   if fresh:
     _set_aside(folder)
@@ -60,7 +60,7 @@ def dry_run(path: str, overrides: Sequence[str], as_json: bool) -> int:
   """Prints config, trained/frozen table, counts, memory and FLOPs of every row; runs nothing."""
   todo = configs.load(path, overrides)
   use_cache()
-  from fewshot import experiment, methods, sweep
+  from fewshot import experiment, methods
 
   prepared = experiment.prepare(todo)
   if not as_json:
@@ -68,7 +68,7 @@ def dry_run(path: str, overrides: Sequence[str], as_json: bool) -> int:
     _show_preflight(prepared, every=True)
   rows = []
   for p in prepared:
-    n = len(sweep.runs(len(p.data.splits), p.config.seeds, configs.grid(p.config)))
+    n = len(experiment.plan(p))
     cost = experiment.cost(p)
     rows.append(
       {
@@ -139,7 +139,7 @@ def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
   for p in prepared:
     say(f'{methods.spell(p.method)}  trains {p.trained:,} of {p.total:,}')
     for row in p.rows if every else p.rows[:-1]:
-      say(f'    {row.rule:32s} {methods.count(row.leaves):>12,}  {row.text}', markup=False)
+      say(f'    {row.rule:32s} {methods.count(row.leaves):>12,}  {row.text}')
 
 
 def _folder(config: Any, out: str | None) -> Path:

@@ -93,10 +93,10 @@ def grid(config: ConfigDict) -> dict[str, tuple[float, ...]]:
 
 def _read(path: Path) -> tuple[ConfigDict, list[Mapping[str, Any]]]:
   """What the file's get_config() and sweep() return, checked; whatever they raise is named."""
-  module = _module(path)
-  if not hasattr(module, 'get_config'):
-    raise FewshotError(f'{path} has no get_config(); a config file defines one')
   try:
+    module = _module(path)
+    if not hasattr(module, 'get_config'):
+      raise FewshotError(f'{path} has no get_config(); a config file defines one')
     base = module.get_config()
     rows = list(module.sweep()) if hasattr(module, 'sweep') else [{}]
   except FewshotError:
@@ -135,12 +135,7 @@ def _module(path: Path) -> Any:
   if spec is None or spec.loader is None:
     raise FewshotError(f'{path} is no Python file; a config is configs/NAME.py')
   module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-  except FewshotError:
-    raise
-  except (Exception, SystemExit) as e:
-    raise FewshotError(f'{path} does not run: {type(e).__name__}: {_line(e)}') from None
+  spec.loader.exec_module(module)
   return module
 
 

@@ -55,13 +55,13 @@ def show(found: dict[str, Any]) -> None:
   have = {n: v for n, v in found['packages'].items() if v}
   stdout.print('packages: ' + ', '.join(f'{n} {v}' for n, v in have.items()))
   for name, why in found['optional'].items():
-    stdout.print(f'not installed: {name} ({why})', markup=False)
+    stdout.print(f'not installed: {name} ({why})')
   programs, free = found['compiled_programs'], found['disk_free_gb']
   stdout.print(f'cache: {found["cache"]} ({programs} compiled programs, {free} GB free)')
   for name, present in found['assets'].items():
     stdout.print(f'asset {name}: ' + ('there' if present else f'fewshot assets get {name}'))
   for what in found['missing']:
-    stdout.print(f'MISSING {what}', markup=False)
+    stdout.print(f'MISSING {what}')
   if not found['missing']:
     stdout.print('nothing that is required is missing')
 

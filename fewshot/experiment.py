@@ -194,15 +194,9 @@ def _record(p: Prepared, result: Result, chosen: bool) -> dict[str, Any]:
     n = p.config.dev_k * len(p.task.classes)
     scores['dev_accuracy'] = _proportion(result.dev['score'], n)
   status, cause = _status(result)
-  tuned = configs.grid(p.config) or 'eval_every' in methods.spell(p.fit)
-  return {
-    'id': run_id(p, result.run),
-    **_identity(p, result.run),
-    'tuning': 'dev' if tuned else 'fixed',
+  return _common(p, result.run) | {
     'chosen': chosen,
     'scores': scores,
-    'trained': p.trained,
-    'total': p.total,
     'timings': result.timings,
     'memory': result.memory,
     'status': status,
@@ -213,20 +207,27 @@ def _record(p: Prepared, result: Result, chosen: bool) -> dict[str, Any]:
 
 
 def _failed(p: Prepared, run: Run, cause: str) -> dict[str, Any]:
-  return {
-    'id': run_id(p, run),
-    **_identity(p, run),
-    'tuning': 'dev' if configs.grid(p.config) else 'fixed',
+  return _common(p, run) | {
     'chosen': True,
     'scores': {},
-    'trained': p.trained,
-    'total': p.total,
     'timings': {},
     'memory': {},
     'status': 'failed',
     'cause': cause,
     'predictions': None,
     'curve': None,
+  }
+
+
+def _common(p: Prepared, run: Run) -> dict[str, Any]:
+  """What a record says of its run, whatever came of it."""
+  tuned = configs.grid(p.config) or 'eval_every' in methods.spell(p.fit)
+  return {
+    'id': run_id(p, run),
+    **_identity(p, run),
+    'tuning': 'dev' if tuned else 'fixed',
+    'trained': p.trained,
+    'total': p.total,
   }
 
 

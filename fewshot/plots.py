@@ -64,7 +64,7 @@ def _draw(
   from matplotlib.layout_engine import ConstrainedLayoutEngine
 
   # Below and above the rows stand the axis with its label, and the title.
-  heights = [sum(sum(_room(*_label(row, s))) for row in s) + 0.85 for s in sections]
+  heights = [sum(sum(_room(*label)) for label in _labels(s)) + 0.85 for s in sections]
   with matplotlib.style.context(['default', STYLE]):
     figure = Figure(figsize=(7.2, sum(heights)), layout=ConstrainedLayoutEngine(h_pad=0.08))
     FigureCanvasAgg(figure)
@@ -83,8 +83,7 @@ def _panel(
   axes: 'Axes', section: Sequence[summaries.Row], values: Sequence[Sequence[float]]
 ) -> None:
   y = 0.0
-  for row, points in zip(section, values, strict=True):
-    label, notes = _label(row, section)
+  for row, points, (label, notes) in zip(section, values, _labels(section), strict=True):
     above, below = _room(label, notes)
     y += above
     _line(axes, y, row, points)
@@ -115,13 +114,16 @@ def _line(axes: 'Axes', y: float, row: summaries.Row, points: Sequence[float]) -
   axes.scatter(100 * row.mean, y, 44, MEAN, edgecolors='white', lw=0.8, zorder=3)
 
 
-def _label(row: summaries.Row, section: Sequence[summaries.Row]) -> tuple[str, str]:
-  """The method, wrapped, and below it what sets this row apart from the others."""
-  notes = [tables.fit_texts(section)[1][section.index(row)]]
-  notes = notes if len({other.fit for other in section}) > 1 else []
-  if row.lost or row.failed or row.collapsed:
-    notes.append(f'runs: {tables.runs(row)}')
-  return '\n'.join(textwrap.wrap(row.method, 44)), '\n'.join(notes)
+def _labels(section: Sequence[summaries.Row]) -> list[tuple[str, str]]:
+  """Each row's method, wrapped, and below it what sets the row apart from the others."""
+  differ = len({row.fit for row in section}) > 1
+  labels = []
+  for row, apart in zip(section, tables.fit_texts(section)[1], strict=True):
+    notes = [apart] if differ else []
+    if row.lost or row.failed or row.collapsed:
+      notes.append(f'runs: {tables.runs(row)}')
+    labels.append(('\n'.join(textwrap.wrap(row.method, 44)), '\n'.join(notes)))
+  return labels
 
 
 def _room(label: str, notes: str) -> tuple[float, float]:
