@@ -122,9 +122,10 @@ def _restore(
   folder: Path, method: Any, model: models.Model, classes: int, tensors: dict[str, Any]
 ) -> tuple[Any, Any]:
   """The tensors in the structure that the method's init has."""
-  ones = np.ones((1, 2), np.int32)
-  text = {'tokens': ones, 'mask': ones > 0}
-  batch = text if model.tokenizer is not None else model.example
+  batch = model.example
+  if batch is None and model.tokenizer is not None:
+    ones = np.ones((1, 2), np.int32)
+    batch = {'tokens': ones, 'mask': ones > 0}
   if batch is None:
     raise FewshotError(f'{model.name} needs an example batch to restore from: Model(example=...)')
   shapes = methods.shapes(method, model.forward, model.params, methods.Calib(batch, classes))

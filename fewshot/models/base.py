@@ -1,8 +1,8 @@
 """Model: a forward function, its frozen params, and what it takes to feed it."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -18,6 +18,31 @@ class Model(NamedTuple):
   hashes: dict[str, str] = {}  # noqa: RUF012  # Of the weights and the tokenizer.
   positions: int | None = None  # The longest input, in tokens.
   example: dict[str, Any] | None = None  # A batch of one, for models that read no text.
+
+
+class Family(Protocol):
+  """What a file of this folder offers: one family of backbones, as functions of its `Config`.
+
+  A `Config` is a frozen dataclass with a `dropout`; text models have `vocab` and `positions`.
+  """
+
+  PREFIXES: tuple[str, ...]  # Dropped from the names of a checkpoint.
+  UNUSED: tuple[str, ...]  # Patterns of its tensors that the family does not compute with.
+
+  def config_from_hf(self, hf: Mapping[str, Any]) -> Any:
+    """The `Config` of a Hugging Face config.json; what is not computed here is refused."""
+
+  def names(self, config: Any) -> Mapping[str, Any]:
+    """Our module or leaf -> the checkpoint's, see `weights.names`."""
+
+  def init(self, config: Any, key: Any) -> Any:
+    """Random params."""
+
+  def forward(self, config: Any) -> Callable[..., dict[str, Any]]:
+    """The pure function (params, batch, key=None) -> outputs."""
+
+  def example(self, config: Any) -> dict[str, Any]:
+    """A batch of one, of the smallest useful size."""
 
 
 def from_linen(

@@ -13,13 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fewshot.errors import FewshotError
+from fewshot.models.layers import ACTIVATIONS, Core, Mlp, classify, drop, mean_pool
+from fewshot.models.weights.names import Names, Part, per_block
 
 Array = jax.Array
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-  'gelu': lambda x: nn.gelu(x, approximate=False),
-  'gelu_new': nn.gelu,
-  'relu': nn.relu,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,21 +35,6 @@ class Config:
   dropout: float = 0.0
 
 
-class Core(nn.Module):
-  """Softmax attention, where prefixes attach: q, k, v [B, T, H, D], mask [B, T] -> [B, T, H, D]."""
-
-  @nn.compact
-  def __call__(self, q: Array, k: Array, v: Array, mask: Array) -> Array:
-    # Heads first, the softmax spelled out and normalised after the product with v: on a CPU this
-    # halves the time of the gradient against einsum over [B, T, H, D] and jax.nn.softmax.
-    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))  # [B, H, T, D]
-    hidden = jnp.where(mask, 0, jnp.finfo(q.dtype).min / 2).astype(q.dtype)
-    scores = jnp.einsum('bhqd,bhkd->bhqk', q / q.shape[-1] ** 0.5, k) + hidden[:, None, None, :]
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    y = jnp.einsum('bhqk,bhkd->bhqd', weights, v) / weights.sum(-1)[..., None]
-    return jnp.moveaxis(y, 1, 2)
-
-
 class Attention(nn.Module):
   """Multi-head self-attention over the positions where mask [B, T] holds."""
 
@@ -67,18 +49,6 @@ class Attention(nn.Module):
     return nn.Dense(c.dim, name='out')(y.reshape(x.shape))
 
 
-class Mlp(nn.Module):
-  """Two dense layers with an activation between."""
-
-  config: Config
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    act = ACTIVATIONS[self.config.activation]
-    y = act(nn.Dense(self.config.width, name='up')(x))
-    return nn.Dense(self.config.dim, name='down')(y)
-
-
 class Block(nn.Module):
   """x = ln1(x + attn(x)); x = ln2(x + mlp(x))."""
 
@@ -87,8 +57,11 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: Array, mask: Array) -> Array:
     c = self.config
-    x = nn.LayerNorm(c.eps, name='ln1')(x + drop(self, c, Attention(c, name='attn')(x, mask)))
-    return nn.LayerNorm(c.eps, name='ln2')(x + drop(self, c, Mlp(c, name='mlp')(x)))
+    x = nn.LayerNorm(c.eps, name='ln1')(
+      x + drop(self, c.dropout, Attention(c, name='attn')(x, mask))
+    )
+    y = Mlp(c.width, c.activation, name='mlp')(x)
+    return nn.LayerNorm(c.eps, name='ln2')(x + drop(self, c.dropout, y))
 
 
 class Encoder(nn.Module):
@@ -118,7 +91,7 @@ class Inputs(nn.Module):
       )
     x = x + nn.Embed(c.positions, c.dim, name='positions')(positions)
     x = x + nn.Embed(c.types, c.dim, name='types')(types)
-    return drop(self, c, nn.LayerNorm(c.eps, name='ln')(x)), mask
+    return drop(self, c.dropout, nn.LayerNorm(c.eps, name='ln')(x)), mask
 
 
 class Bert(nn.Module):
@@ -136,21 +109,8 @@ class Bert(nn.Module):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     types = jnp.zeros_like(tokens) if types is None else types
     x = Encoder(c, name='encoder')(*Inputs(c, name='inputs')(x, mask, positions, types))
-    real = mask[..., None].astype(x.dtype)
-    features = (x * real).sum(1) / jnp.maximum(real.sum(1), 1)
-    outputs = {'features': features, 'hidden': x, 'mask': mask}
-    if 'head' in self.variables.get('params', {}):
-      classes = self.variables['params']['head']['kernel'].shape[-1]
-      outputs['logits'] = nn.Dense(classes, name='head')(features)
-    return outputs
-
-
-def drop(module: nn.Module, config: Config, x: Array) -> Array:
-  """Dropout when the forward pass was given a key, none otherwise."""
-  if not config.dropout or not module.has_rng('dropout'):
-    return x
-  keep = jax.random.bernoulli(module.make_rng('dropout'), 1 - config.dropout, x.shape)
-  return jnp.where(keep, x / (1 - config.dropout), 0)
+    features = mean_pool(x, mask)
+    return {'features': features, 'hidden': x, 'mask': mask} | classify(self, features)
 
 
 def forward(config: Config) -> Callable[..., dict[str, Array]]:
@@ -179,8 +139,14 @@ def forward(config: Config) -> Callable[..., dict[str, Array]]:
 
 def init(config: Config, key: Array) -> Any:
   """Random params of a model of this shape."""
-  ones = jnp.ones((1, 2), int)
-  return Bert(config).init(key, ones, ones > 0)['params']
+  batch = example(config)
+  return Bert(config).init(key, batch['tokens'], batch['mask'])['params']
+
+
+def example(config: Config) -> dict[str, Array]:
+  """A batch of one."""
+  del config
+  return {'tokens': jnp.zeros((1, 2), int), 'mask': jnp.ones((1, 2), bool)}
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
@@ -212,24 +178,32 @@ def skipped_positions(hf: Mapping[str, Any]) -> int:
   return hf['pad_token_id'] + 1 if hf['model_type'] == 'roberta' else 0
 
 
-# Our path -> Hugging Face's name, after a leading 'bert.' or 'roberta.'; {i} runs over the blocks.
-NAMES = {
-  'embed/embedding': 'embeddings.word_embeddings.weight',
-  'inputs/positions/embedding': 'embeddings.position_embeddings.weight',
-  'inputs/types/embedding': 'embeddings.token_type_embeddings.weight',
-  'inputs/ln': 'embeddings.LayerNorm',
-  'encoder/block_{i}/attn/query': 'encoder.layer.{i}.attention.self.query',
-  'encoder/block_{i}/attn/key': 'encoder.layer.{i}.attention.self.key',
-  'encoder/block_{i}/attn/value': 'encoder.layer.{i}.attention.self.value',
-  'encoder/block_{i}/attn/out': 'encoder.layer.{i}.attention.output.dense',
-  'encoder/block_{i}/ln1': 'encoder.layer.{i}.attention.output.LayerNorm',
-  'encoder/block_{i}/mlp/up': 'encoder.layer.{i}.intermediate.dense',
-  'encoder/block_{i}/mlp/down': 'encoder.layer.{i}.output.dense',
-  'encoder/block_{i}/ln2': 'encoder.layer.{i}.output.LayerNorm',
-}
-PREFIXES = ('bert.', 'roberta.')
+def names(config: Config) -> Names:
+  """Our module -> Hugging Face's name, after a leading 'bert.' or 'roberta.'."""
+  return per_block(
+    {
+      'embed': 'embeddings.word_embeddings',
+      'inputs/positions': Part(
+        'embeddings.position_embeddings', lambda x: x[x.shape[0] - config.positions :]
+      ),
+      'inputs/types': 'embeddings.token_type_embeddings',
+      'inputs/ln': 'embeddings.LayerNorm',
+      'encoder/block_{i}/attn/query': 'encoder.layer.{i}.attention.self.query',
+      'encoder/block_{i}/attn/key': 'encoder.layer.{i}.attention.self.key',
+      'encoder/block_{i}/attn/value': 'encoder.layer.{i}.attention.self.value',
+      'encoder/block_{i}/attn/out': 'encoder.layer.{i}.attention.output.dense',
+      'encoder/block_{i}/ln1': 'encoder.layer.{i}.attention.output.LayerNorm',
+      'encoder/block_{i}/mlp/up': 'encoder.layer.{i}.intermediate.dense',
+      'encoder/block_{i}/mlp/down': 'encoder.layer.{i}.output.dense',
+      'encoder/block_{i}/ln2': 'encoder.layer.{i}.output.LayerNorm',
+    },
+    config.depth,
+  )
+
+
+PREFIXES: tuple[str, ...] = ('bert.', 'roberta.')
 # Tensors of a checkpoint that a mean-pooled encoder does not compute with.
-UNUSED = (
+UNUSED: tuple[str, ...] = (
   r'pooler\..*',  # The tanh layer over [CLS].
   r'embeddings\.(position_ids|token_type_ids)',  # Constants that old checkpoints store.
   r'(cls|lm_head|classifier|qa_outputs)\..*',  # Heads of the task the checkpoint was made for.

@@ -1,0 +1,150 @@
+"""From the tensors of a checkpoint to our params, by a family's table of names.
+
+A source (a Hugging Face folder, a GGUF file, ...) gives `{name: Tensor}`, read lazily; a family's
+table says which tensor each of our modules takes; `assemble` puts one into the other.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fewshot.errors import FewshotError, brief
+from fewshot.methods import paths
+
+
+class Tensor(NamedTuple):
+  """A stored tensor: `read()` brings it into memory."""
+
+  shape: tuple[int, ...]
+  read: Callable[[], np.ndarray]
+
+
+class Part(NamedTuple):
+  """A table's entry where the stored tensor is not just ours: `of(x)` of the tensor `name`."""
+
+  name: str
+  of: Callable[[np.ndarray], np.ndarray]
+
+
+Names = Mapping[str, str | Part]  # Our module, or one leaf of it -> the checkpoint's.
+Place = Callable[[str, tuple[int, ...]], Any]  # (path, shape) -> a sharding or a device.
+
+# How PyTorch calls a module's leaves, the usual name first.
+LEAVES = {
+  'kernel': ('weight',),
+  'scale': ('weight', 'gamma'),
+  'bias': ('bias', 'beta'),
+  'embedding': ('weight',),
+  'mean': ('running_mean',),
+  'var': ('running_var',),
+}
+
+
+def per_block(names: Names, depth: int) -> dict[str, str | Part]:
+  """The table with {i} running over the blocks.
+
+  >>> per_block({'embed': 'wte', 'block_{i}/ln1': 'h.{i}.ln_1'}, 2)
+  {'embed': 'wte', 'block_0/ln1': 'h.0.ln_1', 'block_1/ln1': 'h.1.ln_1'}
+  """
+  table: dict[str, str | Part] = {}
+  for ours, theirs in names.items():
+    for i in range(depth if '{i}' in ours else 1):
+      part = _part(theirs)
+      filled = Part(part.name.replace('{i}', str(i)), part.of)
+      table[ours.replace('{i}', str(i))] = filled.name if isinstance(theirs, str) else filled
+  return table
+
+
+def third(i: int, axis: int = 0) -> Callable[[np.ndarray], np.ndarray]:
+  """The i-th of three equal parts: query, key or value of a fused projection.
+
+  >>> third(1)(np.arange(6)).tolist()
+  [2, 3]
+  """
+  return lambda x: np.split(x, 3, axis)[i]
+
+
+def assemble(
+  tensors: Mapping[str, Tensor],
+  like: Any,
+  names: Names,
+  *,
+  where: str,
+  prefixes: Sequence[str] = (),
+  unused: Sequence[str] = (),
+  dtype: Any = None,
+  place: Place | None = None,
+) -> Any:
+  """Params with the structure and shapes of `like`, each leaf read, turned and placed by itself.
+
+  Args:
+    tensors: what the source holds.
+    like: our params as shapes, from `jax.eval_shape` of the family's `init`.
+    names: our module or leaf -> the stored module or tensor.  Stored linear maps [out, in] and
+      convolutions [out, in, h, w] are turned to ours, [in, out] and [h, w, in, out].
+    where: the source in words, for errors.
+    prefixes: the first that a stored name has is dropped.
+    unused: patterns of stored names that this family does not compute with.
+    dtype: each float leaf is cast to it as it is read; None keeps what is stored.
+    place: (path, shape) -> the sharding or device a leaf goes to.
+
+  Raises:
+    FewshotError: tensors are missing or left over (both are listed), or of another shape.
+  """
+  plain = {_strip(name, prefixes): tensor for name, tensor in tensors.items()}
+  leaves = paths.flatten(like)
+  table = {path: _resolve(path, names, plain) for path in leaves}
+  taken = {part.name for part in table.values()}
+  missing = sorted(name for name in taken if name not in plain)
+  left = sorted(n for n in plain.keys() - taken if not any(re.fullmatch(p, n) for p in unused))
+  if missing or left:
+    raise FewshotError(
+      f'the weights in {where} do not fit this family: missing '
+      f'{brief(missing) or "nothing"}; left over {brief(left) or "nothing"}'
+    )
+  new = {}
+  for path, leaf in leaves.items():
+    part = table[path]
+    x = _turn(path, part.of(plain[part.name].read()), leaf, dtype)
+    new[path] = jax.device_put(x, place(path, x.shape)) if place else jnp.asarray(x)
+  return paths.replace(like, new)
+
+
+def _resolve(path: str, names: Names, plain: Mapping[str, Tensor]) -> Part:
+  """The stored tensor of one of our leaves."""
+  module, _, leaf = path.rpartition('/')
+  if path in names:
+    return _part(names[path])
+  if module not in names:
+    raise FewshotError(f'the table of names lacks {path!r}; it has {brief(list(names))}')
+  part = _part(names[module])
+  spelled = [f'{part.name}.{theirs}' for theirs in LEAVES[leaf]]
+  return Part(next((n for n in spelled if n in plain), spelled[0]), part.of)
+
+
+def _part(entry: str | Part) -> Part:
+  return entry if isinstance(entry, Part) else Part(entry, lambda x: x)
+
+
+def _turn(path: str, x: np.ndarray, leaf: Any, dtype: Any) -> np.ndarray:
+  """A stored tensor in our layout and dtype."""
+  if path.endswith('kernel') and x.ndim == 2:
+    x = x.T
+  if path.endswith('kernel') and x.ndim == 4:
+    x = x.transpose(2, 3, 1, 0)
+  if x.ndim != len(leaf.shape) and x.shape[x.ndim - len(leaf.shape) :] == leaf.shape:
+    x = x.reshape(leaf.shape)  # Leading ones, as of a stored position table.
+  if x.shape != leaf.shape:
+    raise FewshotError(
+      f'{path} is {x.shape} in the weights but {leaf.shape} by the config; they do not belong '
+      'together'
+    )
+  return np.ascontiguousarray(x, dtype=dtype if jnp.issubdtype(x.dtype, jnp.inexact) else None)
+
+
+def _strip(name: str, prefixes: Sequence[str]) -> str:
+  return next((name[len(p) :] for p in prefixes if name.startswith(p)), name)

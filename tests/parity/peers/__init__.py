@@ -1,0 +1,1 @@
+"""What the reference implementations compute, a file for each group of families."""
