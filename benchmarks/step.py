@@ -8,14 +8,12 @@ step's matrix products would take at the measured matmul peak.
 """
 
 import functools
+import itertools
 import json
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fewshot.bench import Case
+from fewshot.bench import Case, matmul_flops_per_s, median_ms
 
 BATCH, LENGTH, STEPS = 32, 64, 5
 
@@ -49,12 +47,15 @@ def main() -> None:
   advance = jax.jit(functools.partial(train.advance, setup, False))
   carry = jax.jit(functools.partial(train.begin, setup))(params, run)
 
-  def steps(t: int) -> None:
+  starts = itertools.count(1, STEPS)
+
+  def steps() -> None:
     nonlocal carry
+    t = next(starts)
     carry = advance(params, run, carry, jnp.int32(t), jnp.int32(t + STEPS))
     jax.block_until_ready(carry)
 
-  ms = _median_ms(steps, warmup=1, repeats=4) / STEPS
+  ms = median_ms(steps, warmup=1, repeats=4) / STEPS
   print(json.dumps({'ms_median': ms, 'limit': _limit_ms()}))
 
 
@@ -70,26 +71,8 @@ def _without_curve(fit: Any) -> Any:
 
 def _limit_ms() -> float:
   """Forward and the activations' backward, 2 x 2 x weights x tokens FLOPs, at the matmul peak."""
-  import jax
-
   weights = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
-  a = jax.random.normal(jax.random.key(1), (1024, 1024))
-  product = jax.jit(lambda x: x @ x)
-  best = min(_times_ms(lambda _: product(a).block_until_ready(), 3, 50))
-  return 2 * 2 * weights * BATCH * LENGTH / (2 * 1024**3 / best)
-
-
-def _times_ms(work: Callable[[int], Any], warmup: int, repeats: int) -> list[float]:
-  times = []
-  for i in range(warmup + repeats):
-    start = time.perf_counter()
-    work(1 + i * STEPS)
-    times.append(1e3 * (time.perf_counter() - start))
-  return times[warmup:]
-
-
-def _median_ms(work: Callable[[int], Any], warmup: int, repeats: int) -> float:
-  return statistics.median(_times_ms(work, warmup, repeats))
+  return 1e3 * 2 * 2 * weights * BATCH * LENGTH / matmul_flops_per_s()
 
 
 if __name__ == '__main__':

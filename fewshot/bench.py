@@ -7,6 +7,8 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -19,7 +21,7 @@ class Case(NamedTuple):
 
   name: str
   ours: list[str]  # Arguments for this Python.
-  peer: list[str]  # A script of the folder FEWSHOT_PEERS, and its arguments.
+  peer: list[str]  # A script, by its whole path or of the folder FEWSHOT_PEERS; its arguments.
   key: str  # The figure in the JSON of both.
   unit: str
   limit: float | None = None  # What the hardware allows, in the same unit.
@@ -28,8 +30,8 @@ class Case(NamedTuple):
 def run(name: str, repeats: int) -> dict[str, Any]:
   """Measures every case of benchmarks/<name>.py, interleaved A B A B.
 
-  The peer's side needs FEWSHOT_PEERS (a folder of scripts) and FEWSHOT_PEERS_PYTHON (a Python
-  that has their packages); without these its column is null.
+  The peer's side needs FEWSHOT_PEERS_PYTHON (a Python that has its packages), and FEWSHOT_PEERS (a
+  folder of scripts) where the script is not one of benchmarks/peers; else its column is null.
   """
   if repeats < 1:
     raise FewshotError(f'--repeats is at least 1, not {repeats}')
@@ -62,14 +64,35 @@ def show(result: dict[str, Any]) -> None:
 
 def _measure(case: Case, repeats: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
   """What ours and the peer print, turn about."""
-  peers, python = os.environ.get('FEWSHOT_PEERS'), os.environ.get('FEWSHOT_PEERS_PYTHON')
+  script, *args = case.peer
+  python = os.environ.get('FEWSHOT_PEERS_PYTHON')
+  peers = '/' if Path(script).is_absolute() else os.environ.get('FEWSHOT_PEERS')
   ours, theirs = [], []
   for _ in range(repeats):
     ours.append(_json_of([sys.executable, *case.ours]))
     if peers and python:
-      script, *args = case.peer
       theirs.append(_json_of([python, str(Path(peers) / script), *args]))
   return ours, theirs
+
+
+def median_ms(work: Callable[[], Any], warmup: int, repeats: int) -> float:
+  """The median time of single calls in milliseconds; the work waits for its own results."""
+  times = []
+  for _ in range(warmup + repeats):
+    start = time.perf_counter()
+    work()
+    times.append(1e3 * (time.perf_counter() - start))
+  return statistics.median(times[warmup:])
+
+
+def matmul_flops_per_s(n: int = 1024) -> float:
+  """The best rate of a float32 [n, n] product on this device, of 50."""
+  import jax
+
+  a = jax.random.normal(jax.random.key(1), (n, n))
+  product = jax.jit(lambda x: x @ x)
+  best = min(median_ms(lambda: product(a).block_until_ready(), 1, 1) for _ in range(50))
+  return 2e3 * n**3 / best
 
 
 def _row(case: Case, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:

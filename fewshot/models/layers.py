@@ -4,11 +4,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
 
-Array = jax.Array
+Given = Array | np.ndarray  # What a batch may hold.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-  'gelu': lambda x: nn.gelu(x, approximate=False),
+  # By erf and not, as jax.nn has it, erfc: its tail is exact, and its gradient half as fast here.
+  'gelu': lambda x: x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)),
   'gelu_new': nn.gelu,
   'gelu_pytorch_tanh': nn.gelu,
   'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),
@@ -23,14 +26,21 @@ class Core(nn.Module):
 
       softmax(scale q k^T + bias, over the keys that mask shows) v
 
-  q [B, Q, H, D]; k, v [B, K, G, D], G groups of heads sharing keys; mask [B, K] or [B, 1, Q, K],
-  true where a key is seen; bias broadcasts to [B, H, Q, K] -> [B, Q, H, D].
+  G groups of H / G heads share keys and values.  The mask is true where a key is seen, for all
+  queries [B, K] or each [B, 1, Q, K]; the bias broadcasts to [B, H, Q, K].
   """
 
   scale: float | None = None  # Of the scores; 1 / sqrt(D) by default.
 
   @nn.compact
-  def __call__(self, q: Array, k: Array, v: Array, mask: Array, bias: Array | None = None) -> Array:
+  def __call__(
+    self,
+    q: Float[Array, 'B Q H D'],
+    k: Float[Array, 'B K G D'],
+    v: Float[Array, 'B K G D'],
+    mask: Bool[Given, 'B K'] | Bool[Given, 'B 1 Q K'],
+    bias: Float[Array, '#B #H #Q K'] | None = None,
+  ) -> Float[Array, 'B Q H D']:
     # Heads first, the softmax spelled out and normalised after the product with v: on a CPU this
     # halves the time of the gradient against einsum over [B, T, H, D] and jax.nn.softmax.
     (b, queries, heads, d), groups = q.shape, k.shape[2]
@@ -57,15 +67,21 @@ class Mlp(nn.Module):
   use_bias: bool = True
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    act, dense = ACTIVATIONS[self.activation], lambda n, name: nn.Dense(n, self.use_bias, name=name)
+  def __call__(self, x: Float[Array, '*T D']) -> Float[Array, '*T D']:
+    act = ACTIVATIONS[self.activation]
+    dense = lambda n, name: nn.Dense(n, self.use_bias, name=name)  # noqa: E731
     y = dense(self.width, 'up')(x)
     y = act(dense(self.width, 'gate')(x)) * y if self.gated else act(y)
     return dense(x.shape[-1], 'down')(y)
 
 
-def rotate(x: Array, positions: Array, base: float = 1e4, interleaved: bool = False) -> Array:
-  """Rotary positions (Su et al. 2021, arXiv:2104.09864): x [B, T, H, D], positions [B, T].
+def rotate(
+  x: Float[Array, 'B T H D'],
+  positions: Int[Given, '#B T'],
+  base: float = 1e4,
+  interleaved: bool = False,
+) -> Float[Array, 'B T H D']:
+  """Rotary positions (Su et al. 2021, arXiv:2104.09864).
 
       (a, b) -> (a cos(p w) - b sin(p w), b cos(p w) + a sin(p w)),   w_i = base^(-2i/D)
 
@@ -87,13 +103,13 @@ def drop(module: nn.Module, rate: float, x: Array) -> Array:
   return jnp.where(keep, x / (1 - rate), 0)
 
 
-def mean_pool(x: Array, mask: Array) -> Array:
-  """The mean of x [B, T, D] over the positions where mask [B, T] holds -> [B, D]."""
+def mean_pool(x: Float[Array, 'B T D'], mask: Bool[Given, 'B T']) -> Float[Array, 'B D']:
+  """The mean of x over the positions where the mask holds."""
   real = mask[..., None].astype(x.dtype)
   return (x * real).sum(1) / jnp.maximum(real.sum(1), 1)
 
 
-def classify(module: nn.Module, features: Array) -> dict[str, Array]:
+def classify(module: nn.Module, features: Float[Array, 'B D']) -> dict[str, Array]:
   """{'logits': ...} where params have a `head`, as a merged classifier does; else nothing.
 
   Called inside a compact method, whose module then owns `head`.
