@@ -1,6 +1,7 @@
 """The naming contract of the BERT family, and what padding and dropout may not change."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from fewshot import methods
 from fewshot.errors import FewshotError
 from fewshot.methods import paths
 from fewshot.models import bert, layers
+from tests.parity import errors
 
 SITES = (
   *(f'attn/{s}' for s in ('query', 'key', 'value', 'core', 'out')),
@@ -21,6 +23,7 @@ SITES = (
 )
 BLOCKS = {f'encoder/block_{i}/{site}' for i in range(2) for site in SITES}
 CONTRACT = {'embed', 'inputs', 'encoder', 'head'} | BLOCKS
+HF = json.loads((errors.FIXTURES / 'bert-tiny' / 'config.json').read_text())
 
 
 @pytest.fixture(scope='module')
@@ -161,3 +164,41 @@ def test_a_batch_without_tokens(tiny):
 def test_logits_need_a_head(tiny):
   bare = {k: v for k, v in tiny.params.items() if k != 'head'}
   assert 'logits' not in tiny.forward(bare, tiny.batch)
+
+
+@pytest.mark.parametrize(
+  'architectures, lm',
+  [
+    (['BertForMaskedLM'], True),
+    (['BertForPreTraining'], True),
+    (['BertModel'], False),
+    (['BertForSequenceClassification'], False),
+    ([], False),
+    (None, False),
+  ],
+)
+def test_a_head_where_the_architecture_has_one(architectures, lm):
+  assert bert.config_from_hf(HF | {'architectures': architectures}).lm == lm
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'is_decoder': True}, 'is_decoder or add_cross_attention is true; only encoders'),
+    ({'add_cross_attention': True}, 'is_decoder or add_cross_attention is true; only encoders'),
+    ({'position_embedding_type': 'relative_key'}, "'relative_key'; only absolute"),
+    ({'hidden_act': 'mish'}, "hidden_act 'mish' is not known; known: gelu"),
+    (
+      {'architectures': ['BertForMaskedLM'], 'tie_word_embeddings': False},
+      'tie_word_embeddings is false; only a head that reads `embed`',
+    ),
+  ],
+)
+def test_what_is_not_computed_is_refused(changes, message):
+  with pytest.raises(FewshotError, match=message):
+    bert.config_from_hf(HF | changes)
+
+
+def test_a_pooling_that_is_not_known(tiny):
+  with pytest.raises(FewshotError, match="pooling 'max' is not known; known: mean, cls"):
+    dataclasses.replace(tiny.config, pooling='max')
