@@ -161,7 +161,7 @@ def _intercepted(
     with nn.intercept_methods(interceptor):
       outputs = forward(params, batch, key)
     missed = [p for p, n in visits.items() if not n]
-    if missed:
+    if missed and 'cache' not in batch:  # What is in a cache is not computed again.
       raise FewshotError(
         f'the forward never called {brief(missed)}: it is jitted (a cached trace runs no Python; '
         'jit only the outermost function), or it is another model'

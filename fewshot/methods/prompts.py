@@ -20,7 +20,8 @@ def soft_prompt(length: int = 10) -> Method:
 
       x' = [P; embed(x)],   P [length, d] starts at random rows of the embedding table
 
-  Positions are added after the prompt; the encoder's outputs at the prompt are dropped.
+  Positions are added after the prompt.  The stack's outputs at the prompt are dropped, but where a
+  decoder reads them they are kept.
 
   >>> soft_prompt(length=4).mergeable
   False
@@ -29,6 +30,8 @@ def soft_prompt(length: int = 10) -> Method:
     raise FewshotError(f'soft_prompt(length={length}) is empty; length is at least 1')
 
   def call(t: dict[str, Array], f: Any, x: Array, mask: Array, *per_token: Array) -> Any:
+    if mask.shape[1] > x.shape[1]:  # Decoding goes on: the prompt is in the cache.
+      return f(x, mask, *per_token)
     if 'prompt' not in t:  # The encoder's site: its input is already longer.
       return f(x, mask, *per_token)[:, length:]
     prompt = jnp.broadcast_to(t['prompt'], (x.shape[0], *t['prompt'].shape))
@@ -40,13 +43,17 @@ def soft_prompt(length: int = 10) -> Method:
     return f(jnp.concatenate([prompt, x], 1), mask, positions, *rest)
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
-    theta, state = sited.init(key, forward, params, calib)
     leaves = paths.flatten(params)
     if 'embed/embedding' not in leaves:
-      raise FewshotError(f'soft_prompt starts at rows of embed/embedding; {brief(list(leaves))}')
+      raise FewshotError(
+        f'soft_prompt reads a table of tokens, embed/embedding; there are {brief(list(leaves))}'
+      )
+    decoded = any(p.startswith('decoder/') for p in leaves)
+    theta, state = (kept if decoded else dropped).init(key, forward, params, calib)
     table = leaves['embed/embedding']
     rows = table[jax.random.randint(key, (length,), 0, table.shape[0])]
     return theta | {'inputs': {'prompt': widen(rows)}}, state
 
-  sited = in_activations('inputs|encoder', lambda key, site: {}, call)
-  return sited._replace(init=init)
+  kept = in_activations('inputs', lambda key, site: {}, call)
+  dropped = in_activations('inputs|encoder', lambda key, site: {}, call)
+  return dropped._replace(init=init)

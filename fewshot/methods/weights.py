@@ -1,5 +1,6 @@
 """Methods in weight space: theta stands for, or adds to, leaves of params."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, m
 from fewshot.methods.paths import Where
 
 Array = jax.Array
+STATISTICS = r'(^|/)(mean|var)$'  # Leaves of batch norms that follow the data, not a gradient.
 
 
 def in_weights(
@@ -48,8 +50,8 @@ def in_weights(
 
 
 def floats(params: Params) -> dict[str, Array]:
-  """The leaves that can train, by path."""
-  leaves = paths.flatten(params)
+  """The leaves that can train, by path: all floating ones but the running statistics of norms."""
+  leaves = {p: w for p, w in paths.flatten(params).items() if not re.search(STATISTICS, p)}
   return {p: w for p, w in leaves.items() if jnp.issubdtype(w.dtype, jnp.inexact)}
 
 

@@ -119,10 +119,18 @@ def hash_params(params: Any) -> str:
   """
   digest = hashlib.sha256()
   for path, x in jax.tree_util.tree_leaves_with_path(params):
-    x = np.asarray(x)
+    x = _host(x)
     digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())
     digest.update(np.ascontiguousarray(x).view(np.uint8).data)
   return digest.hexdigest()[:16]
+
+
+def _host(x: Any) -> np.ndarray:
+  """x in host memory; JAX keeps that copy with the array, and this one dies with its wrapper."""
+  if isinstance(x, jax.Array):
+    parts = [shard.data for shard in x.addressable_shards]
+    x = jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)
+  return np.asarray(x)
 
 
 def _outputs(out: Any, output: str) -> dict[str, Any]:

@@ -95,6 +95,28 @@ def rotate(
   return jnp.stack([a, b], -1).reshape(x.shape) if interleaved else jnp.concatenate([a, b], -1)
 
 
+def bucket(distance: Array, count: int, farthest: int, both: bool) -> Array:
+  """The bucket of key position - query position (Raffel et al. 2020, arXiv:1910.10683).
+
+  One each for the near, wider ones further off:
+
+      n < m:   n                  m = half of the buckets of a direction
+      n >= m:  m + floor(m log(n / m) / log(farthest / m)), at most the last
+
+  With `both`, later keys have the upper half of the buckets; else they share bucket 0.
+
+  >>> bucket(jnp.array([-200, -9, -3, 0, 3]), 8, 10, both=False).tolist()
+  [7, 7, 3, 0, 0]
+  """
+  ways = count // 2 if both else count
+  near, n = ways // 2, np.arange(farthest + 1)
+  far = np.log(np.maximum(n, 1) / near) / np.log(farthest / near) * (ways - near)
+  table = np.where(n < near, n, near + (far + 1e-6).astype(int)).clip(0, ways - 1)
+  back = jnp.abs(distance) if both else jnp.maximum(-distance, 0)
+  found = jnp.asarray(table, jnp.int32)[jnp.minimum(back, farthest)]
+  return jnp.where(distance > 0, found + ways, found) if both else found
+
+
 def drop(module: nn.Module, rate: float, x: Array) -> Array:
   """Dropout when the forward pass was given a key, none otherwise."""
   if not rate or not module.has_rng('dropout'):

@@ -6,36 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from fewshot.errors import FewshotError
 from fewshot.models import bert, roberta
 from fewshot.models.bert import Config
+from fewshot.models.layers import bucket
 from fewshot.models.weights.names import Names, Part, per_block
 
 Array = jax.Array
 example = bert.example
-BUCKETS = 32
+BUCKETS, FARTHEST = 32, 128  # Of distances, as T5 counts them.
 PAD = 1  # The id of the padding, which positions are counted from.
-
-
-def buckets(length: int) -> np.ndarray:
-  """The bucket [T, T] of each distance from a query (row) to a key (column), as T5 counts them.
-
-  The first half of the buckets is for keys before the query, the second for those after; half of
-  either are single distances, the rest grow by a constant factor up to a distance of 128.
-
-  >>> buckets(3).tolist()
-  [[0, 17, 18], [1, 0, 17], [2, 1, 0]]
-  """
-  half, exact = BUCKETS // 2, BUCKETS // 4
-  distance = np.arange(length)[None] - np.arange(length)[:, None]
-  far = np.abs(distance)
-  growth = np.log(np.maximum(far, exact) / exact) / np.log(128 / exact)
-  # An octave is a whole number of buckets; the addend keeps its rounding error from mattering.
-  grown = exact + np.floor(growth * (half - exact) + 1e-9).astype(np.int32)
-  return np.where(far < exact, far, np.minimum(grown, half - 1)) + half * (distance > 0)
 
 
 class Encoder(nn.Module):
@@ -46,7 +28,9 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x: Array, mask: Array) -> Array:
     c = self.config
-    bias = nn.Embed(BUCKETS, c.heads, name='bias')(jnp.asarray(buckets(x.shape[1])))
+    positions = jnp.arange(x.shape[1])
+    distance = bucket(positions[None] - positions[:, None], BUCKETS, FARTHEST, both=True)
+    bias = nn.Embed(BUCKETS, c.heads, name='bias')(distance)
     bias = jnp.moveaxis(bias, -1, 0)[None]  # [1, H, T, T]
     for i in range(c.depth):
       x = bert.Block(c, name=f'block_{i}')(x, mask, bias)

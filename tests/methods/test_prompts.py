@@ -7,6 +7,7 @@ import pytest
 from fewshot import methods, models
 from fewshot.errors import FewshotError
 from fewshot.models import bert
+from tests.models import decoders
 
 KEY = jax.random.key(0)
 LENGTH = 3
@@ -82,3 +83,26 @@ def test_a_model_without_an_embedding_table_is_refused(tiny):
     FewshotError, match='starts at rows of embed/embedding; inputs/bias, inputs/k'
   ):
     methods.soft_prompt().init(KEY, forward, params, calib)
+
+
+def test_a_prompt_is_in_the_cache_and_read_only_once(perturb):
+  """Decoding goes on behind it: at its positions, with a mask wider than the new token."""
+  model = decoders.tiny('gpt2')
+  method = methods.soft_prompt(length=LENGTH)
+  theta, state = method.init(KEY, model.forward, model.params, methods.Calib(model.batch))
+  adapted = methods.adapt(method, model.forward, perturb(theta), state)
+  out = adapted(model.params, model.batch | {'room': np.zeros(2)})
+  held = out['cache']['encoder']
+  assert out['hidden'].shape == (3, 6, 16) and held['mask'].shape == (3, LENGTH + 6 + 2)
+  np.testing.assert_array_equal(held['mask'].sum(1), LENGTH + model.batch['mask'].sum(1))
+  new = np.array([[4], [5], [6]])
+  then = adapted(model.params, {'tokens': new, 'cache': out['cache']})
+  assert then['hidden'].shape == (3, 1, 16)
+  held = then['cache']['encoder']
+  np.testing.assert_array_equal(held['positions'][:, -2], LENGTH + model.batch['mask'].sum(1))
+  longer = {
+    'tokens': np.array([[*model.batch['tokens'][0], 4]]),
+    'mask': np.ones((1, 7), bool),
+  }
+  want = adapted(model.params, longer)['token_logits'][:, -1]
+  np.testing.assert_allclose(then['token_logits'][:1, 0], want, atol=1e-5)

@@ -62,6 +62,7 @@ def test_rotary_scores_depend_on_the_distance_alone(interleaved):
   def score(i: int, j: int) -> np.ndarray:
     def at(x, p):
       return layers.rotate(x, np.array([[p]]), 100.0, interleaved)
+
     return np.asarray((at(q, i) * at(k, j)).sum(-1))
 
   np.testing.assert_allclose(score(7, 4), score(3, 0), atol=1e-5)
@@ -87,8 +88,10 @@ def test_a_gated_mlp():
 
 def test_gelu_is_exact_and_its_gradient_too():
   x = jnp.linspace(-6, 6, 101)
+
   def want(x):
     return jax.nn.gelu(x, approximate=False)
+
   np.testing.assert_allclose(layers.ACTIVATIONS['gelu'](x), want(x), atol=1e-6)
   got = jax.vmap(jax.grad(layers.ACTIVATIONS['gelu']))(x)
   np.testing.assert_allclose(got, jax.vmap(jax.grad(want))(x), atol=1e-6)
@@ -100,3 +103,14 @@ def test_mean_pool_leaves_padding_out_and_survives_an_empty_row():
   got = layers.mean_pool(x, mask)
   np.testing.assert_allclose(got[0], np.asarray(x)[0, :2].mean(0), atol=1e-6)
   np.testing.assert_array_equal(got[1], np.zeros(4))
+
+
+def test_buckets_of_distances():
+  """As mesh-tensorflow counts them: 32 buckets, up to a distance of 128."""
+  d = jnp.array([0, 1, 7, 8, 15, 16, 31, 32, 63, 64, 90, 91, 127, 128, 500])
+  before = [0, 1, 7, 8, 9, 10, 11, 12, 13, 14, 14, 15, 15, 15, 15]
+  assert layers.bucket(-d, 32, 128, both=True).tolist() == before
+  assert layers.bucket(d, 32, 128, both=True).tolist() == [b + 16 * (b > 0) for b in before]
+  causal = [0, 1, 7, 8, 15, 16, 21, 21, 26, 26, 29, 29, 31, 31, 31]
+  assert layers.bucket(-d, 32, 128, both=False).tolist() == causal
+  assert layers.bucket(d, 32, 128, both=False).tolist() == [0] * len(d)
