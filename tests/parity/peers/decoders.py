@@ -102,7 +102,7 @@ def causal(folder: Path, model: Any, seed: int, eos: int | None = None) -> None:
   if isinstance(model, transformers.Gemma3ForCausalLM):
     model.model.embed_tokens.weight.data /= 4  # Else it would repeat what it read last.
     for name, value in model.named_parameters():
-      value.data -= 'norm' in name  # Gains are stored less one.
+      value.data -= float('norm' in name)  # Gains are stored less one.
   model.eval().save_pretrained(folder)
   (folder / 'generation_config.json').unlink()  # Nothing reads it.
   ids, mask = ragged(TINY['vocab_size'], 0, generator)
@@ -136,7 +136,7 @@ def write(root: Path) -> None:
   """Writes the fixtures of this file."""
   t = transformers
   gpt2 = {k: v for k, v in TINY.items() if k != 'intermediate_size'}
-  causal(root / 'gpt2-tiny', t.GPT2LMHeadModel(t.GPT2Config(**gpt2)), 36, eos=81)
+  causal(root / 'gpt2-tiny', t.GPT2LMHeadModel(t.GPT2Config(**gpt2)), 49, eos=14)
   llama = t.LlamaConfig(**GROUPED, head_dim=12, rope_parameters={'rope_theta': 500.0})
   causal(root / 'llama-tiny', t.LlamaForCausalLM(llama), 31)
   stretched = t.LlamaConfig(
