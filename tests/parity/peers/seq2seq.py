@@ -12,8 +12,8 @@ from tests.parity.peers.common import mean_pool, ragged, randomise, save
 TINY = {
   'vocab_size': 100,
   'd_model': 32,
-  'd_kv': 12,  # Not dim / heads.
-  'd_ff': 48,
+  'd_kv': 6,  # Not dim / heads.
+  'd_ff': 24,
   'num_layers': 2,
   'num_decoder_layers': 3,
   'num_heads': 4,
