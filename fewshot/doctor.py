@@ -12,7 +12,8 @@ from fewshot import __version__, assets
 PACKAGES = {
   'jax': 'needed', 'jaxlib': 'needed', 'flax': 'needed', 'optax': 'needed', 'numpy': 'needed',
   'orbax-checkpoint': 'needed', 'ml_collections': 'needed', 'safetensors': 'needed',
-  'tokenizers': 'needed', 'huggingface_hub': 'needed', 'rich': 'needed', 'matplotlib': 'plots',
+  'tokenizers': 'needed', 'huggingface_hub': 'needed', 'rich': 'needed', 'gguf': 'needed',
+  'matplotlib': 'plots',
   'wandb': "dashboards: pip install -e '.[wandb]'",
   'tensorflow-datasets': "data sets: pip install -e '.[data]'",
 }  # fmt: skip

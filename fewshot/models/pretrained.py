@@ -1,32 +1,143 @@
 """Loading pretrained models: by name, or from a folder or file of weights."""
 
+import contextlib
 import dataclasses
-import hashlib
 import os
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import tokenizers
+from tokenizers import Tokenizer
 
 from fewshot import assets
 from fewshot.errors import FewshotError, nearest
-from fewshot.models import bert
+from fewshot.models import (
+  albert,
+  bert,
+  clip,
+  clip_resnet,
+  conv4,
+  dinov2,
+  distilbert,
+  efficientnet,
+  gemma,
+  gpt2,
+  images,
+  llama,
+  mlp,
+  mobilenet,
+  mpnet,
+  resnet,
+  resnet12,
+  roberta,
+  siglip,
+  t5,
+  vit,
+)
+from fewshot.models import tokenizers as tokens
 from fewshot.models.base import Family, Model, hash_params
-from fewshot.models.weights import hf
-from fewshot.models.weights.names import Place, assemble
+from fewshot.models.weights import gguf, hf, llama2c, torch_file
+from fewshot.models.weights.names import Names, Place, Tensor, assemble
 
-MODELS = {'minilm-l6': 'bert'}  # Name -> family; the weights are the asset of that name.
-FAMILIES: dict[str, Family] = {'bert': bert, 'roberta': bert}  # By model_type of config.json.
+
+class Named(NamedTuple):
+  """A model of the table; its files are the asset of its name."""
+
+  family: str  # A key of `FAMILIES`.
+  params: int  # Running means and variances not counted.
+  config: Mapping[str, Any] = {}  # What its config.json lacks, or all of it.
+  names: str = 'names'  # The family's function that names its tensors.
+
+
+class Source(NamedTuple):
+  """A checkpoint before any tensor is read."""
+
+  family: Any
+  config: Any
+  tensors: Mapping[str, Tensor]
+  names: Names
+  tokenizer: tuple[Tokenizer, str] | None  # With its hash.
+
+
+VIT_B16 = {
+  'model_type': 'vit',
+  'architectures': ['ViTForImageClassification'],
+  'num_labels': 1000,
+  'hidden_size': 768,
+  'num_hidden_layers': 12,
+  'num_attention_heads': 12,
+  'intermediate_size': 3072,
+  'image_size': 224,
+  'patch_size': 16,
+}
+MOBILENET_V2 = {
+  'model_type': 'mobilenet_v2',
+  'architectures': ['MobileNetV2ForImageClassification'],
+  'num_labels': 1000,
+  'tf_padding': False,
+  'layer_norm_eps': 1e-5,
+  'image_mean': images.IMAGENET[0],
+  'image_std': images.IMAGENET[1],
+}
+MODELS: dict[str, Named] = {
+  'minilm-l6': Named('bert', 22_565_376),
+  'mpnet-base': Named('mpnet', 108_894_336),
+  'smollm2-135m': Named('llama', 134_515_008),
+  'gemma3-270m': Named('gemma3_text', 268_098_176),
+  'tinystories-15m': Named('llama', 15_191_712),
+  'vit-b16': Named('vit', 86_567_656, VIT_B16),
+  'efficientnet-lite0': Named('efficientnet-lite', 4_652_008, {'model_type': 'efficientnet-lite'}),
+  'mobilenet-v2': Named('mobilenet_v2', 3_504_872, MOBILENET_V2, 'names_torchvision'),
+  'bert-base-uncased': Named('bert', 109_514_298),
+  'roberta-base': Named('roberta', 124_695_897),
+  'roberta-large': Named('roberta', 355_410_009),
+  't5-base': Named('t5', 222_903_552),
+  'flan-t5-base': Named('t5', 247_577_856),
+  'gpt2': Named('gpt2', 124_439_808),
+  'clip-vit-base-patch16': Named('clip', 149_620_737),
+  'vit-base-patch16-224': Named('vit', 86_567_656),
+  'dinov2-small': Named('dinov2', 22_056_192),
+}
+FAMILIES: dict[str, Family] = {  # By model_type of config.json.
+  'albert': albert,
+  'bert': bert,
+  'clip': clip,
+  'clip_resnet': clip_resnet,
+  'conv4': conv4,
+  'deit': vit,
+  'dinov2': dinov2,
+  'dinov2_with_registers': dinov2,
+  'distilbert': distilbert,
+  'efficientnet-lite': efficientnet,
+  'gemma3_text': gemma,
+  'gpt2': gpt2,
+  'llama': llama,
+  'mistral': llama,
+  'mlp': mlp,
+  'mobilenet_v2': mobilenet,
+  'mpnet': mpnet,
+  'qwen2': llama,
+  'resnet': resnet,
+  'resnet12': resnet12,
+  'roberta': roberta,
+  'siglip': siglip,
+  't5': t5,
+  'vit': vit,
+  'xlm-roberta': roberta,
+}
+GGUF = {'gemma3': 'gemma3_text', 'llama': 'llama', 'qwen2': 'qwen2'}  # Architecture -> family.
 
 
 def load(name: str, dtype: Any = None, dropout: float = 0.0, place: Place | None = None) -> Model:
-  """A pretrained model by name (`fewshot models`) or from a Hugging Face folder.
+  """A pretrained model by name (`fewshot models`), or from a folder or file.
 
   Args:
-    name: a key of `MODELS`, or a folder with config.json and model*.safetensors.
-    dtype: the weights are cast to it as they are read; None keeps what is stored.
+    name: a key of `MODELS`; a folder with config.json and weights (model*.safetensors,
+      pytorch_model*.bin or one .pth or .pt), with a .gguf file, or with llama2.c's model.bin and
+      tokenizer.bin; or a .gguf file.
+    dtype: the weights are cast to it as they are read; None keeps what is stored, and for packed
+      weights is float32.
     dropout: active only while training, when the forward gets a key.
     place: (path, shape) -> the sharding or device of each leaf; None puts all on the default one.
 
@@ -35,14 +146,19 @@ def load(name: str, dtype: Any = None, dropout: float = 0.0, place: Place | None
   """
   if not 0 <= dropout < 1:
     raise FewshotError(f'dropout={dropout} is a probability below 1')
-  if name in MODELS:
-    return _from_folder(name, assets.get(name), dtype, dropout, place)
-  folder = Path(os.path.expanduser(name))
-  if name and folder.is_dir():
-    return _from_folder(folder.resolve().name, folder, dtype, dropout, place)
-  raise FewshotError(
-    f'there is no model {name!r}, nor a folder of that name; {nearest(name, MODELS)}'
-  )
+  path, named = Path(os.path.expanduser(name)), MODELS.get(name)
+  if named:
+    assets.tell_licence(name)
+    path = assets.get(name)
+  elif not name or not path.exists():
+    raise FewshotError(
+      f'there is no model {name!r}, nor a folder of that name; {nearest(name, MODELS)}'
+    )
+  path = path.resolve()
+  called = name if named else path.stem if path.is_file() else path.name
+  source = _open(path, named)
+  config = dataclasses.replace(source.config, dropout=dropout)
+  return _finish(called, source._replace(config=config), path.name, dtype, place)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -51,69 +167,136 @@ def rows() -> list[dict[str, Any]]:
   return [
     {
       'name': name,
-      'family': family,
-      'params': 22_565_376,
+      'family': named.family,
+      'params': named.params,
       'licence': assets.ASSETS[name].licence,
       'sources': sources[name],
     }
-    for name, family in MODELS.items()
+    for name, named in MODELS.items()
   ]
 
 
-def _from_folder(name: str, folder: Path, dtype: Any, dropout: float, place: Place | None) -> Model:
-  raw = hf.read_json(folder / 'config.json')
-  family = FAMILIES.get(raw.get('model_type', ''))
+def _open(path: Path, named: Named | None) -> Source:
+  """Finds out what lies there."""
+  if path.is_file():
+    if path.suffix != '.gguf':
+      raise FewshotError(f'{path.name} is a file, and only a .gguf file is a model by itself')
+    return _of_gguf(path)
+  if not (path / 'config.json').exists() and not (named and named.config):
+    packed = sorted(path.glob('*.gguf'))
+    if len(packed) > 1:
+      raise FewshotError(f'{path.name}/ holds {len(packed)} .gguf files; give the path of one')
+    if packed:
+      return _of_gguf(packed[0])
+    if (path / 'model.bin').exists():
+      return _of_llama2c(path)
+  return _of_folder(path, named)
+
+
+@contextlib.contextmanager
+def _config_of(name: str, file: str) -> Iterator[None]:
+  """Says of a family's reader of configs what it lacked."""
+  try:
+    yield
+  except KeyError as e:
+    raise FewshotError(f'{name}: {file} lacks {e.args[0]!r}') from None
+  except TypeError as e:
+    raise FewshotError(f'{name}: {file} holds a value of another type: {e}') from None
+
+
+def _of_gguf(path: Path) -> Source:
+  meta, tensors = gguf.read(path)
+  kind = meta.get('general.architecture', '')
+  if kind not in GGUF:
+    raise FewshotError(f'{path.name} is of architecture {kind!r}; {nearest(str(kind), GGUF)}')
+  family: Any = FAMILIES[GGUF[kind]]
+  with _config_of(path.name, 'the metadata'):
+    config = family.config_from_gguf(meta, tensors)
+  made = tokens.from_gguf(meta)
+  return Source(family, config, tensors, family.gguf_names(config), (made, tokens.hash_of(made)))
+
+
+def _of_llama2c(folder: Path) -> Source:
+  raw, tensors = llama2c.read(folder / 'model.bin')
+  family = FAMILIES['llama']
+  config = family.config_from_hf(raw)
+  made = tokens.from_llama2c(folder / 'tokenizer.bin')
+  return Source(family, config, tensors, family.names(config), (made, tokens.hash_of(made)))
+
+
+def _of_folder(folder: Path, named: Named | None) -> Source:
+  extra = named.config if named else {}
+  stored = hf.read_json(folder / 'config.json') if 'model_type' not in extra else {}
+  raw = {**stored, **extra}
+  kind = raw.get('model_type')
+  family = FAMILIES.get(str(kind))
   if family is None:
     raise FewshotError(
-      f'{name}: config.json says model_type {raw.get("model_type")!r}; '
-      f'{nearest(str(raw.get("model_type")), FAMILIES)}'
+      f'{folder.name}: config.json says model_type {kind!r}; {nearest(str(kind), FAMILIES)}'
     )
-  try:
-    config = dataclasses.replace(family.config_from_hf(raw), dropout=dropout)
-  except KeyError as e:
-    raise FewshotError(f'{name}: config.json lacks {e.args[0]!r}') from None
-  except TypeError as e:
-    raise FewshotError(f'{name}: config.json holds a value of another type: {e}') from None
-  with ExitStack() as stack:
-    params = assemble(
-      hf.tensors(folder, stack),
-      jax.eval_shape(lambda: family.init(config, jax.random.key(0))),
-      family.names(config),
-      where=f'{folder.name}/',
-      prefixes=family.PREFIXES,
-      unused=family.UNUSED,
-      dtype=dtype,
-      place=place,
-    )
-  return finish(name, family, config, params, folder)
+  with _config_of(folder.name, 'config.json'):
+    config = family.config_from_hf(raw)
+  names: Callable[[Any], Names] = getattr(family, named.names if named else 'names')
+  tokenizer = tokens.read(folder, str(kind)) if hasattr(config, 'vocab') else None
+  tensors = _stored(folder)
+  config = _as_stored(config, names(config), folder, tensors)
+  return Source(family, config, tensors, names(config), tokenizer)
 
 
-def finish(name: str, family: Family, config: Any, params: Any, folder: Path) -> Model:
-  """The model of these params, with the folder's tokenizer where it has one."""
-  hashes = {'weights': hash_params(params)}
-  vocab = getattr(config, 'vocab', None)
-  tokenizer = _tokenizer(name, folder, vocab, hashes) if vocab else None
-  positions = getattr(config, 'positions', None)
-  example = family.example(config)
-  return Model(name, family.forward(config), params, tokenizer, hashes, positions, example)
+def _as_stored(config: Any, names: Names, folder: Path, tensors: Mapping[str, Tensor]) -> Any:
+  """What the folder of a sentence encoder says beside config.json.
+
+  Its `architectures` still name the language model that it was made from, whose head is not stored;
+  how features are pooled stands in 1_Pooling.
+  """
+  head = names.get('lm_head/bias')
+  if getattr(config, 'lm', False) and not any(n.endswith(str(head)) for n in tensors):
+    config = dataclasses.replace(config, lm=False)
+  if hasattr(config, 'pooling') and (folder / '1_Pooling' / 'config.json').exists():
+    raw = hf.read_json(folder / '1_Pooling' / 'config.json')
+    mode = '+'.join(k for k, v in raw.items() if k.startswith('pooling_mode_') and v)
+    known = {'pooling_mode_mean_tokens': 'mean', 'pooling_mode_cls_token': 'cls'}
+    config = dataclasses.replace(config, pooling=known.get(mode, mode))
+  return config
 
 
-def _tokenizer(name: str, folder: Path, vocab: int, hashes: dict[str, str]) -> Any:
-  """The folder's tokenizer, or None; one with more tokens than embedding rows is refused."""
-  file = folder / 'tokenizer.json'
-  if not file.exists():
-    return None
-  try:
-    tokenizer = tokenizers.Tokenizer.from_file(str(file))
-  except Exception as e:
-    raise FewshotError(f'{name}: tokenizer.json is not readable: {e}') from None
-  size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-  if size > vocab:
+def _stored(folder: Path) -> dict[str, Tensor]:
+  """The tensors of a folder: its safetensors, else what PyTorch saved."""
+  if hf.files(folder):
+    return hf.tensors(folder)
+  files = sorted(folder.glob('pytorch_model*.bin'))
+  files = files or sorted(f for f in folder.glob('*.pt*') if f.suffix in ('.pt', '.pth'))[:2]
+  if not files or (len(files) > 1 and files[0].suffix != '.bin'):
     raise FewshotError(
-      f'{name}: the tokenizer has {size} tokens but the embedding table {vocab} rows; '
-      'tokenizer.json and the weights do not belong together'
+      f'{folder.name}/ holds no model*.safetensors, pytorch_model*.bin, or single .pth or .pt file'
     )
-  tokenizer.no_padding()
-  tokenizer.no_truncation()
-  hashes['tokenizer'] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-  return tokenizer
+  found: dict[str, Tensor] = {}
+  for file in files:
+    found |= torch_file.tensors(file)
+  return found
+
+
+def _finish(name: str, source: Source, where: str, dtype: Any, place: Place | None) -> Model:
+  """Reads the weights; a tokenizer with more tokens than embedding rows is refused."""
+  family, config = source.family, source.config
+  tokenizer, tokenizer_hash = source.tokenizer or (None, '')
+  if tokenizer:
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    if size > config.vocab:
+      raise FewshotError(
+        f'{name}: the tokenizer has {size} tokens but the embedding table {config.vocab} rows; '
+        'tokenizer and weights do not belong together'
+      )
+  params = assemble(
+    source.tensors,
+    jax.eval_shape(lambda: family.init(config, jax.random.key(0))),
+    source.names,
+    where=f'{where}/',
+    prefixes=family.PREFIXES,
+    unused=family.UNUSED,
+    dtype=dtype,
+    place=place,
+  )
+  hashes = {'weights': hash_params(params)} | ({'tokenizer': tokenizer_hash} if tokenizer else {})
+  positions, example = getattr(config, 'positions', None), family.example(config)
+  return Model(name, family.forward(config), params, tokenizer, hashes, positions, example)

@@ -76,6 +76,74 @@ def test_a_sharded_folder_loads_equal(folder):
   assert_refused(folder, 'tiny/', 'missing', 'key.bias', 'left over nothing')
 
 
+def shard(folder: Path, **changes: object) -> None:
+  """Two shards with their index."""
+  tensors = weights(folder)
+  (folder / 'model.safetensors').unlink()
+  files = {n: f'model-0000{1 + i % 2}-of-00002.safetensors' for i, n in enumerate(sorted(tensors))}
+  for file in set(files.values()):
+    save_file({n: tensors[n] for n in tensors if files[n] == file}, folder / file)
+  index = {'metadata': {}, 'weight_map': files | changes}
+  (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+
+
+def test_the_index_of_shards_says_which_files_count(folder):
+  shard(folder)
+  save_file({'stray': np.zeros(3, np.float32)}, folder / 'model-old.safetensors')
+  assert_equals_fixture(folder)
+
+
+def test_a_shard_of_the_index_that_is_missing_is_named(folder):
+  shard(folder)
+  (folder / 'model-00002-of-00002.safetensors').unlink()
+  assert_refused(folder, 'tiny/ lacks model-00002-of-00002.safetensors', 'index.json names')
+
+
+@pytest.mark.parametrize('name', ['../model.safetensors', '/etc/passwd', 3])
+def test_an_index_cannot_point_elsewhere(folder, name):
+  shard(folder, stray=name)
+  assert_refused(folder, 'model.safetensors.index.json in tiny/ has no weight_map of file names')
+
+
+def quantized(x: np.ndarray, name: str) -> dict[str, np.ndarray]:
+  low, high = float(x.min()), float(x.max())
+  scale = np.float32((high - low) / 255)
+  zero = np.int32(round(-128 - low / scale))
+  q = np.clip(np.round(x / scale) + zero, -128, 127).astype(np.int8)
+  return {name: q, f'{name}_scale': np.array(scale), f'{name}_zero_point': np.array(zero)}
+
+
+def test_eight_bits_with_scale_and_zero_point(folder):
+  stored = {}
+  for name, x in weights(folder).items():
+    stored |= quantized(x, name)
+  rewrite(folder, stored)
+  got, want = models.load(str(folder)).params, models.load(str(FIXTURE)).params
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    step = (y.max() - y.min()) / 255
+    assert x.dtype == np.float32 and np.abs(x - y).max() <= step
+  q, scale, zero = (stored[f'{QUERY}{end}'] for end in ('', '_scale', '_zero_point'))
+  exact = (q.astype(np.float64) - int(zero)) * float(scale)
+  np.testing.assert_allclose(
+    got['encoder']['block_0']['attn']['query']['kernel'], exact.T, rtol=1e-6
+  )
+
+
+def test_scales_for_each_row_are_refused(folder):
+  tensors = weights(folder)
+  stored = quantized(tensors[QUERY], QUERY)
+  stored[f'{QUERY}_scale'] = np.ones(32, np.float32)
+  rewrite(folder, tensors | stored)
+  assert_refused(folder, f'{QUERY}_scale', 'only one scale and zero point a tensor')
+
+
+def test_a_dtype_that_is_not_known_is_named(folder):
+  import ml_dtypes
+
+  rewrite(folder, weights(folder) | {QUERY: np.zeros((32, 32), ml_dtypes.float8_e4m3fn)})
+  assert_refused(folder, 'tiny/model.safetensors', QUERY, 'F8_E4M3')
+
+
 def test_the_prefix_of_a_task_model_and_its_head_are_known(folder):
   prefixed = {f'bert.{k}': v for k, v in weights(folder).items()}
   rewrite(folder, prefixed | {'cls.predictions.bias': np.zeros(3, np.float32)})
@@ -122,8 +190,8 @@ def test_garbage_for_weights(folder):
 
 
 def test_no_weights_at_all(folder):
-  (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
-  assert_refused(folder, 'tiny/', 'no model*.safetensors', 'convert')
+  (folder / 'model.safetensors').unlink()
+  assert_refused(folder, 'tiny/', 'no model*.safetensors, pytorch_model*.bin')
 
 
 def test_missing_and_left_over_tensors_are_both_listed(folder):
@@ -158,7 +226,7 @@ def test_config_json_that_is_no_object(folder):
   'changes, words',
   [
     ({'model_type': 'bertt'}, ("model_type 'bertt'", "did you mean 'bert'?")),
-    ({'model_type': 'gpt2'}, ("model_type 'gpt2'", 'known: bert, roberta')),
+    ({'model_type': 'whisper'}, ("model_type 'whisper'", 'known: albert, bert')),
     ({'model_type': None}, ('model_type None',)),
     ({'hidden_act': 'swish'}, ("hidden_act 'swish'", 'gelu')),
     ({'position_embedding_type': 'relative_key'}, ("'relative_key'", 'absolute')),

@@ -1,15 +1,33 @@
-"""Hugging Face folders: config.json and safetensors, one file or several."""
+"""Hugging Face folders: config.json and safetensors, one file or several, float or int8."""
 
 import functools
 import json
-from contextlib import ExitStack
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import safetensors
 
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, brief
+from fewshot.models.weights.files import broken, empty, read_array
 from fewshot.models.weights.names import Tensor
+
+INDEX = 'model.safetensors.index.json'
+DTYPES: dict[str, Any] = {
+  'F64': np.float64,
+  'F32': np.float32,
+  'F16': np.float16,
+  'BF16': jnp.bfloat16,
+  'I64': np.int64,
+  'I32': np.int32,
+  'I16': np.int16,
+  'I8': np.int8,
+  'U8': np.uint8,
+  'BOOL': np.bool_,
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -25,24 +43,79 @@ def read_json(path: Path) -> dict[str, Any]:
   return value
 
 
-def tensors(folder: Path, stack: ExitStack) -> dict[str, Tensor]:
-  """The tensors of a folder's model*.safetensors; the files stay mapped until the stack closes.
+def files(folder: Path) -> list[Path]:
+  """A folder's model*.safetensors: those of its index, where it has one, else all.
 
-  Raises `FewshotError` where there is none, or one is broken.
+  Raises `FewshotError` where a file of the index is missing.
   """
-  files = sorted(folder.glob('model*.safetensors'))  # Adapters and the like stay aside.
-  if not files:
-    raise FewshotError(f'{folder.name}/ holds no model*.safetensors; convert the weights first')
-  found = {}
-  for file in files:
-    try:
-      opened = stack.enter_context(safetensors.safe_open(file, framework='numpy'))
-    except (safetensors.SafetensorError, OSError) as e:
-      raise FewshotError(
-        f'{folder.name}/{file.name} is corrupted or truncated ({e}); remove it and fetch it again '
-        'with `fewshot assets get`'
-      ) from None
-    for name in opened.keys():  # noqa: SIM118
-      shape = tuple(opened.get_slice(name).get_shape())
-      found[name] = Tensor(shape, functools.partial(opened.get_tensor, name))
+  if not (folder / INDEX).exists():
+    return sorted(folder.glob('model*.safetensors'))  # Adapters and the like stay aside.
+  shards = read_json(folder / INDEX).get('weight_map')
+  if not isinstance(shards, dict) or not all(_is_name(name) for name in shards.values()):
+    raise FewshotError(f'{INDEX} in {folder.name}/ has no weight_map of file names')
+  found = [folder / name for name in sorted(set(shards.values()))]
+  if missing := [file.name for file in found if not file.exists()]:
+    raise FewshotError(f'{folder.name}/ lacks {", ".join(missing)}, which {INDEX} names')
   return found
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+  """The tensors of a folder's safetensors files.
+
+  A tensor NAME stored in eight bits beside NAME_scale and NAME_zero_point is one float32 tensor,
+
+      w = (q - zero_point) * scale
+
+  Raises `FewshotError` where there is no file, or one is broken.
+  """
+  found: dict[str, Tensor] = {}
+  for path in files(folder):
+    found |= _of_file(path)
+  return _dequantized(found)
+
+
+def _of_file(path: Path) -> dict[str, Tensor]:
+  try:
+    with safetensors.safe_open(path, framework='numpy'):
+      pass  # It checks that the header is sound and fills the file.
+    with open(path, 'rb') as file:
+      size = int.from_bytes(file.read(8), 'little')
+      header = json.loads(file.read(size))
+  except (safetensors.SafetensorError, ValueError, OSError) as e:
+    raise broken(path, str(e)) from None
+  header.pop('__metadata__', None)
+  found = {}
+  for name, entry in header.items():
+    if entry['dtype'] not in DTYPES:
+      raise FewshotError(
+        f'{path.parent.name}/{path.name}: {name} is stored as {entry["dtype"]}; '
+        f'known: {", ".join(DTYPES)}'
+      )
+    shape, start = tuple(entry['shape']), 8 + size + entry['data_offsets'][0]
+    dtype = np.dtype(DTYPES[entry['dtype']])
+    found[name] = Tensor(shape, functools.partial(read_array, path, start, shape, dtype))
+  return found
+
+
+def _dequantized(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+  ends = ('_scale', '_zero_point')
+  packed = {n for n in found if all(f'{n}{end}' in found for end in ends)}
+  parts = {f'{n}{end}' for n in packed for end in ends}
+  if many := [part for part in parts if math.prod(found[part].shape) != 1]:
+    raise FewshotError(f'{brief(sorted(many))}: only one scale and zero point a tensor are read')
+
+  def read(name: str) -> np.ndarray:
+    q, scale, zero = (found[f'{name}{end}'].read() for end in ('', *ends))
+    x = empty(q.shape, np.dtype(np.float32))
+    np.subtract(q, zero.reshape(()), out=x, dtype=np.float32)  # Exact: integers of eight bits.
+    return np.multiply(x, scale.reshape(()), out=x)
+
+  return {
+    name: Tensor(tensor.shape, functools.partial(read, name)) if name in packed else tensor
+    for name, tensor in found.items()
+    if name not in parts
+  }
+
+
+def _is_name(value: Any) -> bool:
+  return isinstance(value, str) and Path(value).name == value

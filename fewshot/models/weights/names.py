@@ -110,7 +110,8 @@ def assemble(
   for path, leaf in leaves.items():
     part = table[path]
     x = _turn(path, part.of(plain[part.name].read()), leaf, dtype)
-    new[path] = jax.device_put(x, place(path, x.shape)) if place else jnp.asarray(x)
+    # Aligned host memory becomes the leaf as it is; a sharding gets each device its own part.
+    new[path] = jax.device_put(x, place(path, x.shape) if place else None)
   return paths.replace(like, new)
 
 
@@ -143,7 +144,7 @@ def _turn(path: str, x: np.ndarray, leaf: Any, dtype: Any) -> np.ndarray:
       f'{path} is {x.shape} in the weights but {leaf.shape} by the config; they do not belong '
       'together'
     )
-  return np.ascontiguousarray(x, dtype=dtype if jnp.issubdtype(x.dtype, jnp.inexact) else None)
+  return np.asarray(x, dtype if jnp.issubdtype(x.dtype, jnp.inexact) else None, order='C')
 
 
 def _strip(name: str, prefixes: Sequence[str]) -> str:

@@ -1,0 +1,232 @@
+"""Tokenizers: from tokenizer.json, or built from the older files and from what GGUF holds."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+from tokenizers import pre_tokenizers as pre
+from tokenizers.processors import TemplateProcessing
+
+from fewshot.errors import FewshotError, nearest
+from fewshot.models import sentencepiece as sp
+
+# How texts are split before merges apply, by GGUF's names.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+  r'|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
+CLIP = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+SPLITS = {
+  'gpt-2': GPT2,
+  'smollm': GPT2,  # After its digits are parted.
+  'llama-bpe': LLAMA3,
+  'qwen2': LLAMA3.replace('{1,3}', ''),
+}
+# What SentencePiece's families put around a text.
+AROUND = {
+  't5': '$A </s>',
+  'mt5': '$A </s>',
+  'albert': '[CLS] $A [SEP]',
+  'llama': '<s> $A',
+  'mistral': '<s> $A',
+  'gemma': '<bos> $A',
+  'gemma2': '<bos> $A',
+  'gemma3_text': '<bos> $A',
+}
+
+
+def read(folder: Path, kind: str) -> tuple[Tokenizer, str] | None:
+  """The tokenizer of a folder whose config.json has model_type `kind`, and its hash; or None.
+
+  It neither pads nor cuts.  What is read, the first that is there: tokenizer.json, vocab.txt
+  (WordPiece), vocab.json with merges.txt (byte-level BPE), spiece.model or tokenizer.model
+  (SentencePiece).
+
+  Raises:
+    FewshotError: a file is broken, or `kind` puts around a text what is not known here.
+  """
+  for name, reader in READERS.items():
+    file = folder / name
+    if file.exists():
+      try:
+        found = reader(file, kind)
+      except FewshotError:
+        raise
+      except Exception as e:  # Of the library, for whatever it cannot parse.
+        raise FewshotError(f'{folder.name}: {name} is not readable: {e}') from None
+      found.no_padding()
+      found.no_truncation()
+      by_file = name == 'tokenizer.json'
+      return found, _short(file.read_bytes()) if by_file else hash_of(found)
+  return None
+
+
+def hash_of(tokenizer: Tokenizer) -> str:
+  """16 hex digits of the sha256 of all that a tokenizer is."""
+  return _short(tokenizer.to_str().encode())
+
+
+def from_gguf(meta: Mapping[str, Any]) -> Tokenizer:
+  """The tokenizer in the metadata of a GGUF file, of its kinds 'gpt2' and 'llama'.
+
+  Raises `FewshotError` for another kind, or a way to split texts that is not known.
+  """
+  get = lambda key, *other: _entry(meta, f'tokenizer.ggml.{key}', *other)  # noqa: E731
+  kind, tokens = get('model'), get('tokens')
+  types = get('token_type', [sp.NORMAL] * len(tokens))
+  if kind == 'llama':
+    pieces = [sp.Piece(*p) for p in zip(tokens, get('scores'), types, strict=True)]
+    unknown = get('unknown_token_id', 0)  # Which some files mark as a control piece.
+    pieces[unknown] = pieces[unknown]._replace(type=sp.UNKNOWN)
+    made = sp.build(pieces, sp.Spec(prefix=get('add_space_prefix', True)))
+  elif kind == 'gpt2':
+    merges = [(m[0] + a, b) for m in get('merges') for a, _, b in [m[1:].partition(' ')]]
+    made = _gguf_bytes(get('pre', 'gpt-2'), {t: i for i, t in enumerate(tokens)}, merges)
+    marked = list(zip(tokens, types, strict=True))
+    made.add_special_tokens([_special(t) for t, type_ in marked if type_ == sp.CONTROL])
+    made.add_tokens([AddedToken(t, normalized=False) for t, type_ in marked if type_ == sp.USER])
+  else:
+    raise FewshotError(f"a tokenizer of kind {kind!r}; GGUF's kinds gpt2 and llama are read")
+  begins = get('add_bos_token', kind == 'llama' or get('pre', '') == 'llama-bpe')
+  around = [tokens[get('bos_token_id')]] if begins else []
+  around.append('$A')
+  around += [tokens[get('eos_token_id')]] if get('add_eos_token', False) else []
+  _surround(made, ' '.join(around))
+  return made
+
+
+def from_llama2c(file: Path) -> Tokenizer:
+  """The tokenizer in llama2.c's tokenizer.bin, which begins a text with <s>."""
+  made = sp.build(sp.read_llama2c(file), sp.Spec())
+  _surround(made, '<s> $A')
+  return made
+
+
+def _entry(meta: Mapping[str, Any], key: str, *other: Any) -> Any:
+  if key not in meta and not other:
+    raise FewshotError(f'the GGUF file lacks {key}')
+  return meta.get(key, *other)
+
+
+def _gguf_bytes(split: str, vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+  if split not in SPLITS:
+    raise FewshotError(f'texts are split the way of {split!r}; {nearest(split, SPLITS)}')
+  made = Tokenizer(models.BPE(vocab, merges))
+  digits = [pre.Digits(individual_digits=True)] if split == 'smollm' else []
+  made.pre_tokenizer = pre.Sequence([*digits, *_byte_level(SPLITS[split])])
+  made.decoder = decoders.ByteLevel()
+  if split == 'qwen2':
+    made.normalizer = normalizers.NFC()
+  return made
+
+
+def _byte_level(pattern: str) -> list[Any]:
+  """Splits by a pattern, then spells each word as bytes."""
+  split = pre.Split(Regex(pattern), 'isolated')
+  return [split, pre.ByteLevel(add_prefix_space=False, use_regex=False)]
+
+
+def _wordpiece(file: Path, kind: str) -> Tokenizer:
+  words = file.read_text(encoding='utf-8').split('\n')
+  vocab = {word: i for i, word in enumerate(words) if word}
+  lower = _config(file.parent).get('do_lower_case', True)
+  first, last, unknown = ('<s>', '</s>', '<unk>') if '<s>' in vocab else ('[CLS]', '[SEP]', '[UNK]')
+  unknown = '[UNK]' if '[UNK]' in vocab else unknown
+  made = Tokenizer(models.WordPiece(vocab, unk_token=unknown))
+  made.normalizer = normalizers.BertNormalizer(lowercase=lower)
+  made.pre_tokenizer = pre.BertPreTokenizer()
+  made.decoder = decoders.WordPiece()
+  special = (first, last, unknown, '[PAD]', '[MASK]', '<pad>', '<mask>')
+  made.add_special_tokens([_special(t) for t in special if t in vocab])
+  _surround(made, f'{first} $A {last}')
+  return made
+
+
+def _merges(file: Path, kind: str) -> Tokenizer:
+  vocab = json.loads((file.parent / 'vocab.json').read_text(encoding='utf-8'))
+  lines = file.read_text(encoding='utf-8').split('\n')
+  pairs = [(a, b) for a, _, b in (x.partition(' ') for x in lines if x[:8] != '#version') if b]
+  ends = [t for t in ('<s>', '<pad>', '</s>', '<unk>', '<mask>', '<|endoftext|>') if t in vocab]
+  if kind == 'clip':
+    return _clip(vocab, pairs)
+  if kind not in ('gpt2', 'roberta'):
+    raise FewshotError(
+      f'merges.txt of a {kind!r}: only of gpt2, roberta and clip; save tokenizer.json'
+    )
+  made = Tokenizer(models.BPE(vocab, pairs))
+  made.pre_tokenizer = pre.Sequence(_byte_level(GPT2))
+  made.decoder = decoders.ByteLevel()
+  made.add_special_tokens([_special(t) for t in ends])
+  if kind == 'roberta':
+    _surround(made, '<s> $A </s>')
+  return made
+
+
+def _clip(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+  """CLIP's: lower-cased words that end in </w>."""
+  begin, end = '<|startoftext|>', '<|endoftext|>'
+  made = Tokenizer(models.BPE(vocab, merges, unk_token=end, end_of_word_suffix='</w>'))
+  spaces = normalizers.Replace(Regex(r'\s+'), ' ')
+  made.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+  split = pre.Split(Regex(CLIP), 'removed', invert=True)
+  made.pre_tokenizer = pre.Sequence([split, pre.ByteLevel(False, use_regex=False)])
+  made.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace('</w>', ' ')])
+  made.add_special_tokens([_special(begin), _special(end)])
+  _surround(made, f'{begin} $A {end}')
+  return made
+
+
+def _sentencepiece(file: Path, kind: str) -> Tokenizer:
+  if kind not in AROUND:
+    raise FewshotError(f'{file.name} of a {kind!r}; {nearest(kind, AROUND)}; save tokenizer.json')
+  pieces, spec = sp.read_model(file)
+  config = _config(file.parent)
+  made = sp.build(pieces, spec, _albert(config) if kind == 'albert' else ())
+  if kind == 't5':
+    count = config.get('extra_ids', 100)
+    made.add_special_tokens([_special(f'<extra_id_{i}>') for i in reversed(range(count))])
+  _surround(made, AROUND[kind])
+  return made
+
+
+def _albert(config: Mapping[str, Any]) -> list[Any]:
+  quotes = [normalizers.Replace(q, '"') for q in ('``', "''")]
+  accents = [] if config.get('keep_accents') else [normalizers.NFKD(), normalizers.StripAccents()]
+  lower = [normalizers.Lowercase()] if config.get('do_lower_case', True) else []
+  return [*quotes, *accents, *lower]
+
+
+def _surround(tokenizer: Tokenizer, template: str) -> None:
+  """Puts tokens around every text: `template` names them, with $A for the text."""
+  marks = [t for t in template.split() if t != '$A']
+  ids = [(t, tokenizer.token_to_id(t)) for t in marks]
+  if missing := [t for t, i in ids if i is None]:
+    raise FewshotError(f'the vocabulary lacks {", ".join(missing)}')
+  if marks:
+    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=ids)
+
+
+def _special(text: str) -> AddedToken:
+  return AddedToken(text, special=True, normalized=False)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+  file = folder / 'tokenizer_config.json'
+  return json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
+
+
+def _short(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()[:16]
+
+
+READERS: dict[str, Callable[[Path, str], Tokenizer]] = {
+  'tokenizer.json': lambda file, kind: Tokenizer.from_file(str(file)),
+  'vocab.txt': _wordpiece,
+  'merges.txt': _merges,
+  'spiece.model': _sentencepiece,
+  'tokenizer.model': _sentencepiece,
+}
