@@ -10,6 +10,7 @@ from flax import linen as nn
 from safetensors import safe_open
 
 from fewshot import models
+from fewshot.generation import generate
 
 FIXTURES = Path(__file__).parent / 'fixtures'
 LIMITS = {'hidden states': 1e-4, 'outputs': 1e-4, 'loss': 1e-4, 'gradient': 1e-3, 'generated': 0}
@@ -97,6 +98,14 @@ def loss_and_gradient(model: models.Model, fixture: Fixture) -> tuple[float, flo
   )
 
 
+def generated(model: models.Model, fixture: Fixture) -> int:
+  """How many tokens of the greedy continuations differ."""
+  fed = 'decoder_tokens' if 'decoder_tokens' in fixture.batch else 'tokens'
+  want = fixture.arrays['generated'][:, fixture.batch[fed].shape[1] :]
+  run = jax.jit(lambda p, b: generate(model.forward, p, b, want.shape[1])['tokens'])
+  return int((np.asarray(run(model.params, fixture.batch)) != want).sum())
+
+
 def all_of(name: str) -> dict[str, float]:
   """Quantity -> largest absolute error, for what the fixture has."""
   fixture, model = read(name), models.load(str(FIXTURES / name))
@@ -105,6 +114,8 @@ def all_of(name: str) -> dict[str, float]:
     found['hidden states'] = hidden_states(model, fixture)
   if fixture.under('out'):
     found['outputs'] = outputs(model, fixture)
+  if 'generated' in fixture.arrays:
+    found['generated'] = generated(model, fixture)
   if 'loss' in fixture.arrays:
     found['loss'], found['gradient'] = loss_and_gradient(model, fixture)
   return found

@@ -7,8 +7,8 @@ A fixture is a folder as `save_pretrained` writes it, and `expected.safetensors`
     site/<path>    what the module at one of our paths returns (its first array)
     loss, loss_weights, gradient   sum(out * loss_weights) of the output `loss_of`, its gradient
                    by our leaf `gradient_of`; both names stand in the header
-    generated      [B, T + new], in/tokens (of an encoder-decoder in/decoder_tokens) and, in the last
-                   `new` columns, what greedy decoding continues each row with, padding left out
+    generated      [B, T + new]: in/tokens (of an encoder-decoder in/decoder_tokens) and, in the
+                   last `new` columns, how greedy decoding continues each row, padding left out
 """
 
 from collections.abc import Callable, Mapping
