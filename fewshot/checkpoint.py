@@ -21,6 +21,7 @@ from fewshot.adapted import Adapted
 from fewshot.errors import FewshotError, brief
 from fewshot.methods import paths
 from fewshot.models.weights.hf import read_json
+from fewshot.objectives import classification
 
 TENSORS, ABOUT = 'theta.safetensors', 'adapted.json'
 KINDS: dict[str, type] = {
@@ -128,7 +129,10 @@ def _restore(
     batch = {'tokens': ones, 'mask': ones > 0}
   if batch is None:
     raise FewshotError(f'{model.name} needs an example batch to restore from: Model(example=...)')
-  shapes = methods.shapes(method, model.forward, model.params, methods.Calib(batch, classes))
+  rows = len(next(iter(batch.values())))
+  labelled = batch | {'labels': np.zeros(rows, np.int32)}  # Some methods start from a gradient.
+  calib = methods.Calib(labelled, classes, classification().loss)
+  shapes = methods.shapes(method, model.forward, model.params, calib)
   like = {'theta': shapes[0], 'state': shapes[1]}
   wanted = {p: x.shape for p, x in paths.flatten(like).items()}
   odd = [p for p in wanted if p not in tensors or tensors[p].shape != wanted[p]]

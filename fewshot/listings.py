@@ -59,7 +59,7 @@ def _methods() -> list[dict[str, Any]]:
     {
       'name': f.__name__,
       'paper': _paper(inspect.getdoc(f) or ''),
-      'place': methods.PLACES[f.__module__.rsplit('.', 1)[-1]],
+      'place': methods.PLACE[f.__name__],
       'mergeable': _example(f).mergeable,
       'peft': methods.PEFT.get(f.__name__),
       'lines': _lines(f),

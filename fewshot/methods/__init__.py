@@ -2,30 +2,86 @@
 
 from collections.abc import Callable
 
-from fewshot.methods import spelling
-from fewshot.methods.activations import Site, adapter, ia3, in_activations, sites
+from fewshot.methods import (
+  adapters,
+  conv,
+  deep_prompts,
+  deltas,
+  heads,
+  kronecker,
+  label_heads,
+  lora_shared,
+  lora_variants,
+  lowrank,
+  masks,
+  orthogonal,
+  prefixes,
+  prompts,
+  representation,
+  scaling,
+  side,
+  spectral,
+  spelling,
+  subspace,
+  weights,
+)
+from fewshot.methods.activations import Site, in_activations, inputs, sites
+from fewshot.methods.adapters import *
 from fewshot.methods.base import Calib, Forward, Method, adapt, as_weights, chain, merge, method
-from fewshot.methods.heads import linear, nearest_mean
-from fewshot.methods.lowrank import lora
+from fewshot.methods.conv import *
+from fewshot.methods.deep_prompts import *
+from fewshot.methods.deltas import *
+from fewshot.methods.heads import *
+from fewshot.methods.kronecker import *
+from fewshot.methods.label_heads import *
+from fewshot.methods.lora_shared import *
+from fewshot.methods.lora_variants import *
+from fewshot.methods.lowrank import *
+from fewshot.methods.masks import *
+from fewshot.methods.orthogonal import *
 from fewshot.methods.partition import combine, count, mask, partition, shapes, table
 from fewshot.methods.paths import Selection, at
-from fewshot.methods.prompts import soft_prompt
+from fewshot.methods.prefixes import *
+from fewshot.methods.prompts import *
+from fewshot.methods.representation import *
+from fewshot.methods.scaling import *
+from fewshot.methods.side import *
+from fewshot.methods.spectral import *
 from fewshot.methods.spelling import remake, spell
-from fewshot.methods.weights import bitfit, full, in_weights, layernorm, linear_probe, tune
+from fewshot.methods.subspace import *
+from fewshot.methods.weights import *
+from fewshot.methods.weights import in_weights
 
-METHODS = (
-  full, tune, linear_probe, bitfit, layernorm, lora, ia3, adapter, soft_prompt,
-  linear, nearest_mean, as_weights,
-)  # fmt: skip
-# Where the methods of a file act, and what HF PEFT calls them.
-PLACES = {
-  'weights': 'weight',
-  'base': 'weight',
-  'activations': 'activation',
-  'lowrank': 'activation',
-  'prompts': 'input',
-  'heads': 'head',
+# Where the methods of a file act; they are the names in its __all__.
+FILES = {
+  weights: 'weight',
+  masks: 'weight',
+  lowrank: 'activation',
+  lora_variants: 'activation',
+  lora_shared: 'activation',
+  kronecker: 'weight',
+  spectral: 'weight',
+  orthogonal: 'weight',
+  scaling: 'activation',
+  deltas: 'weight',
+  subspace: 'weight',
+  conv: 'activation',
+  adapters: 'activation',
+  side: 'activation',
+  representation: 'activation',
+  prompts: 'input',
+  prefixes: 'activation',
+  deep_prompts: 'input',
+  heads: 'head',
+  label_heads: 'head',
 }
+METHODS: tuple[Callable[..., Method], ...] = (
+  *(getattr(file, name) for file in FILES for name in file.__all__),
+  as_weights,
+)
+PLACE = {name: place for file, place in FILES.items() for name in file.__all__}
+PLACE['as_weights'] = 'weight'
+# What HF PEFT calls them.
 PEFT = {'layernorm': 'LN_TUNING', 'lora': 'LORA', 'ia3': 'IA3', 'soft_prompt': 'PROMPT_TUNING'}
 VOCABULARY: dict[str, Callable] = {f.__name__: f for f in (*METHODS, chain, at)}
 
@@ -40,12 +96,3 @@ def parse(text: str) -> Method:
   if not isinstance(made, Method):
     raise spelling.FewshotError(f'{text!r} spells no method; write for example lora(rank=8)')
   return made
-
-
-__all__ = [
-  'METHODS', 'PEFT', 'PLACES', 'VOCABULARY', 'Calib', 'Forward', 'Method', 'Selection', 'Site',
-  'adapt', 'adapter', 'as_weights', 'at', 'bitfit', 'chain', 'combine', 'count', 'full', 'ia3',
-  'in_activations', 'in_weights', 'layernorm', 'linear', 'linear_probe', 'lora', 'mask',
-  'merge', 'method', 'nearest_mean', 'parse', 'partition', 'remake', 'shapes', 'sites',
-  'soft_prompt', 'spell', 'table', 'tune',
-]  # fmt: skip

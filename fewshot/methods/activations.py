@@ -4,12 +4,14 @@ A site is a module's path, as `flax.linen.intercept_methods` sees it.  Only this
 built on it needs Flax.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from fewshot.errors import FewshotError, brief
 from fewshot.methods import paths
@@ -22,12 +24,9 @@ from fewshot.methods.base import (
   Params,
   State,
   Theta,
-  method,
 )
 from fewshot.methods.paths import Where
-from fewshot.methods.weights import join, split
-
-Array = jax.Array
+from fewshot.methods.weights import SHARED, join, split
 
 
 class Site(NamedTuple):
@@ -37,6 +36,9 @@ class Site(NamedTuple):
   x: jax.ShapeDtypeStruct
   out: Any
   inputs: int = 1  # How many it takes.
+  own: Mapping[str, Array] = MappingProxyType(
+    {}
+  )  # The module's own leaves: a kernel, maybe a bias.
 
 
 def sites(forward: Forward, params: Params, batch: Batch, where: Where) -> dict[str, Site]:
@@ -46,13 +48,15 @@ def sites(forward: Forward, params: Params, batch: Batch, where: Where) -> dict[
   """
   _check_unjitted(forward)
   seen: dict[str, Site] = {}
+  leaves = paths.flatten(params)
 
   def record(next_fn: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
     out = next_fn(*args, **kwargs)
     if context.method_name == '__call__' and args and hasattr(args[0], 'dtype'):
       path = '/'.join(context.module.path)
       shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
-      seen.setdefault(path, Site(path, shape(args[0]), jax.tree.map(shape, out), len(args)))
+      own = {k: leaves[f'{path}/{k}'] for k in ('kernel', 'bias') if f'{path}/{k}' in leaves}
+      seen.setdefault(path, Site(path, shape(args[0]), jax.tree.map(shape, out), len(args), own))
     return out
 
   with nn.intercept_methods(record):
@@ -75,12 +79,40 @@ def _check_unjitted(forward: Forward) -> None:
     )
 
 
+def inputs(
+  forward: Forward, params: Params, batch: Batch, where: Where
+) -> dict[str, Float[Array, 'N D']]:
+  """What the selected modules read, by path: rows of their first input, those of padding zero.
+
+  For methods that start from data (EVA, CorDA): a covariance is x.T @ x.
+  """
+  found = sites(forward, params, batch, where)
+  seen: dict[str, Array] = {}
+
+  def record(next_fn: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    path = '/'.join(context.module.path) if context.module.scope is not None else ''
+    if path in found and context.method_name == '__call__':
+      x, mask = args[0], batch.get('mask')
+      if mask is not None and mask.shape == x.shape[:-1]:
+        x = jnp.where(mask[..., None], x, 0)
+      seen.setdefault(path, x.reshape(-1, x.shape[-1]))
+    return next_fn(*args, **kwargs)
+
+  with nn.intercept_methods(record):
+    forward(params, batch)
+  return {p: seen[p] for p in found}
+
+
 def in_activations(
   where: Where,
-  init: Callable[[Array, Site], dict[str, Array]],
+  init: Callable[..., dict[str, Array]],
   call: Callable[..., Any],
   weight: Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]] | None = None,
   frozen: tuple[str, ...] = (),
+  *,
+  shared: Callable[[Array, dict[str, Site]], dict[str, Array]] | None = None,
+  observe: Callable[[Forward, Params, Calib, Where], dict[str, Any]] | None = None,
+  draws: bool = False,
 ) -> Method:
   """A method from functions of one site.
 
@@ -88,15 +120,24 @@ def in_activations(
   and `weight(t, leaves) -> leaves` is the same change made to the module's own params ({'kernel',
   'bias'}), where there is one.  t is a dict of arrays; its entries named in `frozen` ride along
   in state.  theta is float32 or wider, and reaches `call` in the dtype of the activations.
+
+  Args:
+    shared: (key, sites) -> entries of t that all sites have in common, kept under the path '*'.
+    observe: (forward, params, calib, where) -> what `init` gets of each site as third argument.
+    draws: whether `call` is random: t['key'] is then the site's key of the pass, None where there
+      is none (evaluation).
   """
 
   def init_all(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     found = sites(forward, params, calib.batch, where)
-    ts = {p: init(jax.random.fold_in(key, paths.stable_hash(p)), s) for p, s in found.items()}
-    return split(ts, frozen)
+    seen = observe(forward, params, calib, where) if observe else {}
+    rest = lambda p: (seen[p],) if observe else ()  # noqa: E731
+    at = lambda p: jax.random.fold_in(key, paths.stable_hash(p))  # noqa: E731
+    ts = {p: init(at(p), s, *rest(p)) for p, s in found.items()}
+    return split(ts | {SHARED: shared(at(SHARED), found)} if shared else ts, frozen)
 
   def wrap(forward: Forward, theta: Theta, state: State) -> Forward:
-    return _intercepted(forward, join(theta, state), call)
+    return _intercepted(forward, join(theta, state), call, draws)
 
   def merge(theta: Theta, state: State, params: Params) -> Params:
     assert weight is not None
@@ -137,7 +178,7 @@ def wide(site: Site) -> Any:
 
 
 def _intercepted(
-  forward: Forward, ts: dict[str, dict[str, Array]], call: Callable[..., Any]
+  forward: Forward, ts: dict[str, dict[str, Array]], call: Callable[..., Any], draws: bool
 ) -> Forward:
   _check_unjitted(forward)
 
@@ -154,8 +195,10 @@ def _intercepted(
           f'{path!r} is used more than once in a forward pass (shared or tied weights), so an '
           'activation method cannot tell its uses apart; use the weight form: as_weights(...)'
         )
-      dtype = args[0].dtype if jnp.issubdtype(args[0].dtype, jnp.inexact) else None
-      t = jax.tree.map(lambda v: v.astype(dtype or v.dtype), ts[path])  # Tokens are integers.
+      t = jax.tree.map(lambda v: _like(v, args[0]), ts[path])
+      if draws:
+        salt = paths.stable_hash(path)
+        t['key'] = None if key is None else jax.random.fold_in(key, salt)
       return call(t, next_fn, *args, **kwargs)
 
     with nn.intercept_methods(interceptor):
@@ -171,63 +214,7 @@ def _intercepted(
   return adapted
 
 
-@method
-def ia3(outputs: Where = r'.*/(key|value)', inputs: Where = r'.*/mlp/down') -> Method:
-  """(IA)^3 (Liu et al. 2022, arXiv:2205.05638): learned vectors rescale keys, values, FFN hidden.
-
-      k' = l_k * k,   v' = l_v * v,   FFN(x) = (l_ff * act(x W_up)) W_down
-
-  The outputs of the sites in `outputs` and the inputs of those in `inputs` are scaled.
-
-  >>> ia3().mergeable
-  True
-  """
-  scaled, fed = _selection(outputs), _selection(inputs)
-
-  def init(key: Array, site: Site) -> dict[str, Array]:
-    del key
-    if fed.holds(site.path):
-      return {'l_in': jnp.ones(site.x.shape[-1:], wide(site))}
-    return {'l_out': jnp.ones(output(site).shape[site.x.ndim - 1 :], wide(site))}
-
-  def call(t: dict[str, Array], f: Any, x: Array, *rest: Any) -> Array:
-    return f(x * t['l_in'], *rest) if 'l_in' in t else f(x, *rest) * t['l_out']
-
-  def weight(t: dict[str, Array], w: dict[str, Array]) -> dict[str, Array]:
-    if 'l_in' in t:
-      return {'kernel': w['kernel'] * t['l_in'].reshape(-1, *[1] * (w['kernel'].ndim - 1))}
-    return {k: v * t['l_out'] for k, v in w.items()}
-
-  return in_activations(scaled | fed, init, call, weight)
-
-
-def _selection(where: Where) -> paths.Selection:
-  return paths.at(where) if isinstance(where, str) else where
-
-
-@method
-def adapter(where: Where = r'.*/(attn|mlp)', width: int = 48) -> Method:
-  """Bottleneck adapter (Houlsby et al. 2019, arXiv:1902.00751) after each sublayer.
-
-      y = f(x) + gelu(f(x) W_down + b_down) W_up + b_up,   W_up = 0 at the start
-
-  >>> adapter(width=16).mergeable
-  False
-  """
-  if width < 1:
-    raise FewshotError(f'adapter(width={width}) has no units; width is at least 1')
-
-  def init(key: Array, site: Site) -> dict[str, Array]:
-    d, dtype = output(site).shape[-1], wide(site)
-    return {
-      'down': jax.random.normal(key, (d, width), dtype) / jnp.sqrt(d).astype(dtype),
-      'down_bias': jnp.zeros(width, dtype),
-      'up': jnp.zeros((width, d), dtype),
-      'up_bias': jnp.zeros(d, dtype),
-    }
-
-  def call(t: dict[str, Array], f: Any, *args: Any, **kwargs: Any) -> Array:
-    y = f(*args, **kwargs)
-    return y + nn.gelu(y @ t['down'] + t['down_bias']) @ t['up'] + t['up_bias']
-
-  return in_activations(where, init, call)
+def _like(v: Array, x: Array) -> Array:
+  """v in the dtype of the activations, where both are floating: tokens and indices are not."""
+  both = jnp.issubdtype(v.dtype, jnp.inexact) and jnp.issubdtype(x.dtype, jnp.inexact)
+  return v.astype(x.dtype) if both else v

@@ -18,6 +18,7 @@ from fewshot.methods.base import (
   method,
 )
 
+__all__ = ['linear', 'nearest_mean']
 Array = jax.Array
 
 

@@ -10,6 +10,7 @@ from fewshot.methods.activations import Site, in_activations, output, wide
 from fewshot.methods.base import Method, method
 from fewshot.methods.paths import Where
 
+__all__ = ['lora']
 Array = jax.Array
 
 

@@ -61,6 +61,11 @@ def at(pattern: str) -> Selection:
   return Selection(lambda path: compiled.fullmatch(path) is not None)
 
 
+def selection(where: Where) -> Selection:
+  """`where` as a selection, if it is a pattern."""
+  return at(where) if isinstance(where, str) else where
+
+
 def flatten(tree: Any) -> dict[str, Any]:
   """The leaves of any pytree by path.
 
@@ -85,8 +90,7 @@ def select(leaves: Mapping[str, T], where: Where, what: str = 'parameter') -> di
   >>> select({'a/bias': 1, 'a/kernel': 2}, '.*/bias')
   {'a/bias': 1}
   """
-  selection = at(where) if isinstance(where, str) else where
-  found = {p: leaves[p] for p in selection.of(leaves)}
+  found = {p: leaves[p] for p in selection(where).of(leaves)}
   if not found:
     rule = repr(where) if isinstance(where, str) else spell(where)
     raise FewshotError(

@@ -11,6 +11,7 @@ from fewshot.methods.activations import in_activations
 from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, method
 from fewshot.methods.weights import widen
 
+__all__ = ['soft_prompt']
 Array = jax.Array
 
 

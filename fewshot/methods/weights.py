@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fewshot.methods import base, paths
+from fewshot.methods import paths
 from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, method
 from fewshot.methods.paths import Where
 
+__all__ = ['bitfit', 'full', 'layernorm', 'linear_probe', 'tune']
 Array = jax.Array
+SHARED = '*'  # Where theta keeps what all sites have in common; no path is called so.
 STATISTICS = r'(^|/)(mean|var)$'  # Leaves of batch norms that follow the data, not a gradient.
 
 
@@ -20,12 +22,14 @@ def in_weights(
   init: Callable[[Array, Array], Any],
   weight: Callable[[Any, Array], Array],
   frozen: tuple[str, ...] = (),
-  penalty: Callable[..., Array] = base._no_penalty,
+  *,
+  shared: Callable[[Array, dict[str, Array]], dict[str, Array]] | None = None,
 ) -> Method:
   """A method from two functions of one weight: `init(key, w) -> t` and `weight(t, w) -> w'`.
 
   t is an array or a dict of arrays; its entries named in `frozen` ride along in state.  theta is
-  kept at float32 or wider, and the new weight has the dtype of the old one.
+  kept at float32 or wider, and the new weight has the dtype of the old one.  `shared(key, found)`
+  makes entries of t that all weights have in common, kept under the path '*'.
 
   >>> shift = in_weights('.*bias', init=lambda key, w: jnp.zeros_like(w), weight=lambda t, w: w + t)
   >>> theta, state = shift.init(jax.random.key(0), None, {'bias': jnp.ones(2)}, None)
@@ -36,17 +40,16 @@ def in_weights(
   def init_all(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     del forward, calib
     found = paths.select(floats(params), where)
-    ts = {
-      p: widen(init(jax.random.fold_in(key, paths.stable_hash(p)), w)) for p, w in found.items()
-    }
-    return split(ts, frozen)
+    at = lambda p: jax.random.fold_in(key, paths.stable_hash(p))  # noqa: E731
+    ts = {p: widen(init(at(p), w)) for p, w in found.items()}
+    return split(ts | {SHARED: widen(shared(at(SHARED), found))} if shared else ts, frozen)
 
   def weights(theta: Theta, state: State, params: Params) -> Params:
     flat = paths.flatten(params)
     new = {p: weight(t, flat[p]).astype(flat[p].dtype) for p, t in join(theta, state).items()}
     return paths.replace(params, new)
 
-  return Method(init_all, weights, penalty=penalty)
+  return Method(init_all, weights)
 
 
 def floats(params: Params) -> dict[str, Array]:
@@ -76,8 +79,10 @@ def split(ts: dict[str, Any], frozen: tuple[str, ...]) -> tuple[Theta, State]:
 
 
 def join(theta: Theta, state: State) -> dict[str, Any]:
-  """The inverse of `split`."""
-  return {p: t | state[p] if p in state else t for p, t in theta.items()}
+  """The inverse of `split`; what is shared is joined to every entry."""
+  ts = {p: t | state[p] if p in state else t for p, t in theta.items()}
+  shared = ts.pop(SHARED, None)
+  return ts if shared is None else {p: shared | t for p, t in ts.items()}
 
 
 @method
@@ -118,7 +123,7 @@ def layernorm() -> Method:
   >>> layernorm().mergeable
   True
   """
-  return tune(r'(.*/)?(ln\d*|norm(_\d+)?)/(scale|bias)')
+  return tune(r'(.*/)?(ln\w*|norm(_\d+)?)/(scale|bias)')
 
 
 @method

@@ -14,22 +14,6 @@ from fewshot.models.layers import classify
 Array = jax.Array
 
 
-class RMSNorm(nn.Module):
-  """x / sqrt(mean(x^2) + eps) * scale (Zhang & Sennrich 2019, arXiv:1910.07467), in x's dtype.
-
-  The mean is taken in float32 or wider, and so is the gain where it is stored so.
-  """
-
-  eps: float = 1e-6
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + self.eps)
-    return (y * scale.astype(y.dtype)).astype(x.dtype)
-
-
 class Causal(nn.Module):
   """tokens [B, T], mask [B, T] -> features [B, D], hidden [B, T, D], token_logits [B, T, V].
 

@@ -16,9 +16,9 @@ from flax import linen as nn
 
 from fewshot.errors import FewshotError
 from fewshot.models import cache, causal
-from fewshot.models.causal import RMSNorm, check_length
-from fewshot.models.layers import ACTIVATIONS, Core, Mlp, drop
-from fewshot.models.llama import gguf_factor, rope_from_hf, rotate, waves
+from fewshot.models.causal import check_length
+from fewshot.models.layers import ACTIVATIONS, Core, Mlp, RMSNorm, drop, rotate
+from fewshot.models.llama import gguf_factor, rope_from_hf, waves
 from fewshot.models.weights.names import Names, Part, per_block
 
 Array = jax.Array

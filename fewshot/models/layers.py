@@ -75,20 +75,36 @@ class Mlp(nn.Module):
     return dense(x.shape[-1], 'down')(y)
 
 
+class RMSNorm(nn.Module):
+  """x / sqrt(mean(x^2) + eps) * scale (Zhang & Sennrich 2019, arXiv:1910.07467), in x's dtype.
+
+  The mean is taken in float32 or wider, and so is the gain where it is stored so.
+  """
+
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*T D']) -> Float[Array, '*T D']:
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + self.eps)
+    return (y * scale.astype(y.dtype)).astype(x.dtype)
+
+
 def rotate(
   x: Float[Array, 'B T H D'],
   positions: Int[Given, '#B T'],
-  base: float = 1e4,
+  w: Float[np.ndarray, ' half'],
   interleaved: bool = False,
 ) -> Float[Array, 'B T H D']:
-  """Rotary positions (Su et al. 2021, arXiv:2104.09864).
+  """Rotary positions (Su et al. 2021, arXiv:2104.09864) of frequencies w [D / 2].
 
-      (a, b) -> (a cos(p w) - b sin(p w), b cos(p w) + a sin(p w)),   w_i = base^(-2i/D)
+      (a, b) -> (a cos(p w) - b sin(p w), b cos(p w) + a sin(p w))
 
   The pairs (a, b) are (x_i, x_(i + D/2)), or (x_2i, x_(2i+1)) where `interleaved`.
   """
   half = x.shape[-1] // 2
-  angles = positions[..., None, None] * base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angles = positions[..., None, None].astype(jnp.float32) * jnp.asarray(w, jnp.float32)
   cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
   a, b = (x[..., ::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
   a, b = a * cos - b * sin, b * cos + a * sin

@@ -11,14 +11,13 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from fewshot.errors import FewshotError
 from fewshot.models import cache, causal
-from fewshot.models.causal import RMSNorm, check_length
-from fewshot.models.layers import ACTIVATIONS, Core, Mlp, drop
+from fewshot.models.causal import check_length
+from fewshot.models.layers import ACTIVATIONS, Core, Mlp, RMSNorm, drop, rotate
 from fewshot.models.weights.names import Names, per_block
 
 Array = jax.Array
@@ -73,21 +72,6 @@ def waves(dim: int, base: float, factor: float = 1.0, stretch: Stretch | None = 
   turns = stretch.original * w / (2 * math.pi)  # In the original length.
   kept = np.clip((turns - stretch.low) / (stretch.high - stretch.low), 0, 1)
   return w * (kept + (1 - kept) / stretch.factor)
-
-
-def rotate(x: Array, positions: Array, w: np.ndarray, interleaved: bool = False) -> Array:
-  """Rotary positions (Su et al. 2021, arXiv:2104.09864): x [B, T, H, D], positions [B, T], w [D/2].
-
-      (a, b) -> (a cos(p w) - b sin(p w), b cos(p w) + a sin(p w))
-
-  The pairs (a, b) are (x_i, x_(i + D/2)), or (x_2i, x_(2i+1)) where `interleaved`.
-  """
-  half = x.shape[-1] // 2
-  angles = positions[..., None, None].astype(jnp.float32) * jnp.asarray(w, jnp.float32)
-  cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
-  a, b = (x[..., ::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
-  a, b = a * cos - b * sin, b * cos + a * sin
-  return jnp.stack([a, b], -1).reshape(x.shape) if interleaved else jnp.concatenate([a, b], -1)
 
 
 class Attention(nn.Module):

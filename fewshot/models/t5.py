@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from fewshot.errors import FewshotError
 from fewshot.models import cache
-from fewshot.models.layers import ACTIVATIONS, Core, Mlp, bucket, classify, drop, mean_pool
+from fewshot.models.layers import ACTIVATIONS, Core, Mlp, RMSNorm, bucket, classify, drop, mean_pool
 from fewshot.models.weights.names import Names, per_block
 
 Array = jax.Array
@@ -101,7 +101,7 @@ class Block(nn.Module):
     source: Array | None = None,
   ) -> Array:
     c = self.config
-    norm = lambda i: nn.RMSNorm(c.eps, name=f'ln{i}')  # noqa: E731
+    norm = lambda i: RMSNorm(c.eps, name=f'ln{i}')  # noqa: E731
     x = x + drop(self, c.dropout, Attention(c, name='attn')(norm(1)(x), mask, bias, start))
     if source_mask is not None:
       x = x + drop(self, c.dropout, Cross(c, name='cross')(norm(2)(x), source_mask, source))
@@ -130,7 +130,7 @@ class Encoder(nn.Module):
     bias = position_bias(c, positions[:1], positions[:1], both=True)
     for i in range(c.depth):
       x = Block(c, name=f'block_{i}')(x, mask, bias)
-    return drop(self, c.dropout, nn.RMSNorm(c.eps, name='ln')(x))
+    return drop(self, c.dropout, RMSNorm(c.eps, name='ln')(x))
 
 
 class Decoder(nn.Module):
@@ -154,7 +154,7 @@ class Decoder(nn.Module):
     seen, x = cache.causal(keys, positions), drop(self, c.dropout, x)
     for i in range(c.decoder_depth):
       x = Block(c, name=f'block_{i}')(x, seen, bias, keys.start, source_mask, source)
-    return drop(self, c.dropout, nn.RMSNorm(c.eps, name='ln')(x))
+    return drop(self, c.dropout, RMSNorm(c.eps, name='ln')(x))
 
 
 class T5(nn.Module):

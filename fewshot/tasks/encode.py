@@ -60,7 +60,7 @@ def encode(
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> tuple[Batch, np.ndarray]:
-  """tokens [N, L] and mask [N, L], padded to the longest; and the lengths."""
+  """tokens [N, L] and mask [N, L], padded to about the longest, L <= max_length; the lengths."""
   special = tokenizer.num_special_tokens_to_add(False)
   if max_length <= special:
     raise FewshotError(
@@ -72,7 +72,8 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> tuple[Bat
   finally:
     tokenizer.no_truncation()
   lengths = np.array([max(len(e), 1) for e in encoded])
-  tokens = np.zeros((len(encoded), buckets.round_up(int(lengths.max()))), np.int32)
+  width = min(buckets.round_up(int(lengths.max())), max_length)  # A model may have no more places.
+  tokens = np.zeros((len(encoded), width), np.int32)
   mask = np.zeros(tokens.shape, bool)
   for i, e in enumerate(encoded):
     tokens[i, : len(e)] = e

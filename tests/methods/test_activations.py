@@ -252,6 +252,8 @@ def test_prototypes_classify_with_a_plain_function():
 @pytest.mark.parametrize('make', [plain, in_nnx])
 def test_models_without_linen_refuse_activation_methods(make):
   forward, params = make()
-  for spelling in ('lora()', 'ia3()', 'adapter()', 'soft_prompt()', 'as_weights(lora())'):
+  for spelling in ('lora()', 'ia3()', 'adapter()', 'as_weights(lora())'):
     with pytest.raises(FewshotError, match='no module call was seen'):
       start(methods.parse(spelling), forward, params, X)
+  with pytest.raises(FewshotError, match='reads a table of tokens'):
+    start(methods.soft_prompt(), forward, params, X)

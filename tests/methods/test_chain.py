@@ -109,7 +109,7 @@ def l2_sp(where: str, strength: float) -> methods.Method:
     flat = paths.flatten(params)
     return strength * sum(jnp.square(t - flat[p]).sum() for p, t in theta.items())
 
-  return in_weights(where, lambda key, w: w, lambda t, w: t, penalty=penalty)
+  return in_weights(where, lambda key, w: w, lambda t, w: t)._replace(penalty=penalty)
 
 
 def test_a_penalty_is_added_to_the_loss(tiny, perturb):

@@ -79,9 +79,7 @@ def test_a_model_without_an_embedding_table_is_refused(tiny):
   forward = models.from_linen(Inputs())
   params = Inputs().init(KEY, np.ones((1, 2)))['params']
   calib = methods.Calib({'x': np.ones((1, 2), np.float32)})
-  with pytest.raises(
-    FewshotError, match='starts at rows of embed/embedding; inputs/bias, inputs/k'
-  ):
+  with pytest.raises(FewshotError, match='table of tokens, embed/embedding; there are inputs/bias'):
     methods.soft_prompt().init(KEY, forward, params, calib)
 
 

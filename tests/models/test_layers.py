@@ -61,7 +61,7 @@ def test_rotary_scores_depend_on_the_distance_alone(interleaved):
 
   def score(i: int, j: int) -> np.ndarray:
     def at(x, p):
-      return layers.rotate(x, np.array([[p]]), 100.0, interleaved)
+      return layers.rotate(x, np.array([[p]]), 100.0 ** -np.linspace(0, 0.75, 4), interleaved)
 
     return np.asarray((at(q, i) * at(k, j)).sum(-1))
 
@@ -72,9 +72,11 @@ def test_rotary_scores_depend_on_the_distance_alone(interleaved):
 
 def test_the_two_rotary_layouts_are_permutations_of_each_other():
   x, positions = jnp.asarray(random(1, 5, 2, 8)), np.arange(5)[None]
+  w = np.array([1, 0.3, 0.1, 0.03])
   order = np.arange(8).reshape(4, 2).T.reshape(-1)  # 0 2 4 6 1 3 5 7
-  halves = layers.rotate(x[..., order], positions)
-  np.testing.assert_allclose(layers.rotate(x, positions, interleaved=True)[..., order], halves)
+  halves = layers.rotate(x[..., order], positions, w)
+  pairs = layers.rotate(x, positions, w, interleaved=True)
+  np.testing.assert_allclose(pairs[..., order], halves)
 
 
 def test_a_gated_mlp():
@@ -114,3 +116,16 @@ def test_buckets_of_distances():
   causal = [0, 1, 7, 8, 15, 16, 21, 21, 26, 26, 29, 29, 31, 31, 31]
   assert layers.bucket(-d, 32, 128, both=False).tolist() == causal
   assert layers.bucket(d, 32, 128, both=False).tolist() == [0] * len(d)
+
+
+def test_rmsnorm_with_a_wide_gain_keeps_the_dtype_of_its_input():
+  x = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
+  scale = np.linspace(0.5, 2, 8).astype(np.float32)
+  want = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-3) * scale
+  norm = layers.RMSNorm(1e-3)
+  np.testing.assert_allclose(
+    norm.apply({'params': {'scale': scale}}, jnp.asarray(x)), want, rtol=1e-5
+  )
+  half = norm.apply({'params': {'scale': scale}}, jnp.asarray(x, jnp.bfloat16))
+  assert half.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.asarray(half, np.float32), want, rtol=2e-2)

@@ -4,14 +4,12 @@ import dataclasses
 import json
 import math
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fewshot.errors import FewshotError
 from fewshot.methods import paths
 from fewshot.models import llama
-from fewshot.models.layers import rotate
 from tests.models.decoders import params, tiny
 from tests.parity.errors import FIXTURES
 
@@ -96,14 +94,6 @@ def test_waves():
     share = min(max((turns - 1) / 3, 0), 1)
     assert math.isclose(new, share * old + (1 - share) * old / 8)
   assert w[0] == plain[0] and math.isclose(w[3], plain[3] / 8) and plain[2] / 8 < w[2] < plain[2]
-
-
-@pytest.mark.parametrize('interleaved', [False, True])
-def test_rotations_are_those_of_the_shared_layer(interleaved):
-  x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 3, 8)), jnp.float32)
-  positions = np.arange(5)[None].repeat(2, 0)
-  got = llama.rotate(x, jnp.asarray(positions), llama.waves(8, 100.0), interleaved)
-  np.testing.assert_allclose(got, rotate(x, positions, 100.0, interleaved), atol=1e-5)
 
 
 def test_interleaved_weights_compute_what_halves_do():

@@ -78,6 +78,11 @@ def test_texts_are_cut_between_their_special_tokens():
   assert batch['mask'].sum(1).tolist() == [4, 3, 2]
 
 
+def test_padding_never_exceeds_the_longest_that_is_allowed():
+  batch, lengths = tokenize(words(), ['w3 ' * 9, 'w3'], 6)
+  assert lengths.tolist() == [6, 1] and batch['tokens'].shape == (2, 6)
+
+
 def test_an_empty_text_shows_one_position():
   batch, lengths = tokenize(words(), ['', 'w3'], 4)
   assert lengths.tolist() == [1, 1] and batch['mask'].sum(1).tolist() == [1, 1]

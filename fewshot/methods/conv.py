@@ -1,0 +1,3 @@
+"""Updates of convolutions."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Prompts in every layer, of text and image encoders."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Heads that read what a class is called."""
+
+__all__: list[str] = []

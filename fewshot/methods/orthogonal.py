@@ -1,0 +1,3 @@
+"""Rotations and reflections of weights."""
+
+__all__: list[str] = []

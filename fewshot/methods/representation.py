@@ -1,0 +1,3 @@
+"""Interventions on representations."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Networks beside the backbone."""
+
+__all__: list[str] = []
