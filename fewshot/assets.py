@@ -91,7 +91,7 @@ def get(name: str, *, progress: Progress | None = None, force: bool = False) -> 
   ]
   for row in rows:
     if row.status == 'corrupted':
-      _notice(f'{name}/{row.file} in the cache is corrupted; fetching it again')
+      notice(f'{name}/{row.file} in the cache is corrupted; fetching it again')
   home = _home(asset)
   if wanted:
     try:
@@ -106,7 +106,7 @@ def tell_licence(name: str) -> None:
   """Says on stderr, once, under which licence an asset is, unless it is a plain open one."""
   licence = _find(name).licence
   if not licence.startswith(OPEN):
-    _notice(f'the licence of {name}: {licence}')
+    notice(f'the licence of {name}: {licence}')
 
 
 def verify(name: str) -> list[Row]:
@@ -255,7 +255,7 @@ def _fetch(asset: Asset, wanted: Sequence[File], progress: Progress | None) -> N
       except SourceError as error:
         why.append(f'{label}: {error}')
         if isinstance(error, MismatchError):
-          _notice(f'{asset.name} from {label}: {error}; not taken')
+          notice(f'{asset.name} from {label}: {error}; not taken')
     if not left:
       return
   files = ', '.join(f'{asset.name}/{name}' for name in left)
@@ -295,5 +295,5 @@ def _unwritable(root: Path, error: OSError) -> str:
   )
 
 
-def _notice(text: str) -> None:
+def notice(text: str) -> None:
   print(f'fewshot: {text}', file=sys.stderr)

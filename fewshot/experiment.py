@@ -100,15 +100,12 @@ def _check_start(p: Prepared) -> None:
 
 
 def _with_head(p: Prepared) -> methods.Method:
-  """The method, with the config's head behind it where the adapted forward gives no logits."""
-
-  def outputs(key: Any, params: Any) -> Any:
-    theta, state = p.method.init(key, p.model.forward, params, p.calib)
-    return methods.adapt(p.method, p.model.forward, theta, state)(params, p.calib.batch)
-
-  if 'logits' in jax.eval_shape(outputs, jax.random.key(0), p.model.params):
-    return p.method
-  return methods.chain(p.method, methods.parse(p.config.head))
+  """The method; behind it the config's head, where no logits are of the task's classes."""
+  headed = methods.chain(p.method, methods.parse(p.config.head))
+  try:
+    return p.method if sweeps.has_logits(p.model, p.method, p.calib) else headed
+  except sweeps.ForeignHead:
+    return headed
 
 
 def execute(

@@ -143,6 +143,10 @@ def _check(new: int, key: Any, temperature: float, top_p: float, beams: int) -> 
     raise FewshotError(f'temperature={temperature} is at least 0, and 0 < top_p={top_p} <= 1')
   if beams > 1 and temperature:
     raise FewshotError(f'beams={beams} search and temperature={temperature} draws; choose one')
+  if key is not None and not temperature:
+    raise FewshotError('a key draws tokens, and temperature=0 takes the likeliest; set one, as 1.0')
+  if key is not None and not jnp.issubdtype(getattr(key, 'dtype', int), jax.dtypes.prng_key):
+    raise FewshotError(f'key={key!r} is no key; pass key=jax.random.key(seed)')
   if temperature and key is None:
     raise FewshotError(f'temperature={temperature} draws tokens; pass key=jax.random.key(seed)')
   if top_p < 1 and not temperature:

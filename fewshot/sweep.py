@@ -18,7 +18,7 @@ import numpy as np
 from fewshot import train
 from fewshot.errors import FewshotError, nearest
 from fewshot.fits.base import Data, Fit
-from fewshot.methods.base import Calib, Method
+from fewshot.methods.base import Calib, Method, adapt
 from fewshot.models.base import Model
 from fewshot.objectives import Objective, classification
 from fewshot.tasks.encode import Encoded
@@ -103,10 +103,39 @@ def setup(
 ) -> train.Setup:  # fmt: skip
   """What the runs share; a method whose structure depends on data is planned on the first split."""
   objective = objective or classification()
+  calib = Calib(_row(data.train, 0), classes, objective.loss)
   if method.plan:
-    calib = Calib(_row(data.train, 0), classes, objective.loss)
     method = method.plan(model.forward, model.params, calib)
+  if 'head' in model.params:
+    has_logits(model, method, calib)  # It may be of other classes than the task's.
   return train.Setup(model.forward, method, fit, objective, classes)
+
+
+class ForeignHead(FewshotError):
+  """The logits are those of a head that the model came with, of other classes."""
+
+
+def has_logits(model: Model, method: Method, calib: Calib) -> bool:
+  """Whether the adapted model gives logits of the task's classes.
+
+  Raises `ForeignHead` where they are the model's own, of another number of classes.
+  """
+
+  def outputs(key: Any, params: Any) -> Any:
+    theta, state = method.init(key, model.forward, params, calib)
+    return adapt(method, model.forward, theta, state)(params, calib.batch)
+
+  adapted = jax.eval_shape(outputs, jax.random.key(0), model.params)
+  base = jax.eval_shape(lambda p, b: model.forward(p, b), model.params, calib.batch)
+  if 'logits' not in adapted or 'logits' not in base:
+    return 'logits' in adapted
+  own = base['logits'].shape[-1]
+  if adapted['logits'].shape[-1] == own != calib.classes:
+    raise ForeignHead(
+      f'the head that {model.name} came with tells {own} classes apart, and the task has '
+      f'{calib.classes}; chain a head behind the method: chain(..., linear())'
+    )
+  return True
 
 
 class Programs(NamedTuple):

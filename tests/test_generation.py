@@ -201,6 +201,8 @@ def test_beams_of_an_encoder_decoder_do_not_depend_on_the_batch():
     ({'top_p': 0.0}, 'top_p=0.0 <= 1'),
     ({'beams': 2, 'temperature': 1.0}, 'beams=2 search and temperature=1.0 draws; choose one'),
     ({'temperature': 1.0}, r'temperature=1.0 draws tokens; pass key=jax.random.key\(seed\)'),
+    ({'key': jax.random.key(0)}, 'a key draws tokens, and temperature=0'),
+    ({'key': 0, 'temperature': 1.0}, r'key=0 is no key; pass key=jax.random.key'),
     ({'top_p': 0.5}, 'top_p=0.5 is of drawn tokens; set a temperature'),
   ],
 )

@@ -18,6 +18,13 @@ class Model(NamedTuple):
   hashes: dict[str, str] = {}  # noqa: RUF012  # Of the weights and the tokenizer.
   positions: int | None = None  # The longest input, in tokens.
   example: dict[str, Any] | None = None  # A batch of one, for models that read no text.
+  modules: Mapping[str, Any] = {}  # Our module -> its name in Transformers, see `weights.names`.
+  prefixes: tuple[str, ...] = ()  # What Transformers' classes with a head put before those names.
+
+  def __repr__(self) -> str:
+    """The name and how large it is; params are left out."""
+    sizes = [getattr(x, 'size', 1) for x in jax.tree.leaves(self.params)]
+    return f'Model({self.name!r}, {sum(sizes):,} parameters in {len(sizes)} arrays)'
 
 
 class Family(Protocol):

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,6 +128,8 @@ FAMILIES: dict[str, Family] = {  # By model_type of config.json.
   'vit': vit,
   'xlm-roberta': roberta,
 }
+# What a checkpoint of these was trained for is another function than ours of the same features.
+OTHER_HEADS = r'For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice)$'
 GGUF = {'gemma3': 'gemma3_text', 'llama': 'llama', 'qwen2': 'qwen2'}  # Architecture -> family.
 
 
@@ -146,14 +150,14 @@ def load(name: str, dtype: Any = None, dropout: float = 0.0, place: Place | None
   """
   if not 0 <= dropout < 1:
     raise FewshotError(f'dropout={dropout} is a probability below 1')
+  _check_dtype(dtype)
   path, named = Path(os.path.expanduser(name)), MODELS.get(name)
   if named:
     assets.tell_licence(name)
     path = assets.get(name)
   elif not name or not path.exists():
-    raise FewshotError(
-      f'there is no model {name!r}, nor a folder of that name; {nearest(name, MODELS)}'
-    )
+    hint = nearest(name.rpartition('/')[2].lower(), MODELS)
+    raise FewshotError(f'there is no model {name!r}, nor a file or folder of that name; {hint}')
   path = path.resolve()
   called = name if named else path.stem if path.is_file() else path.name
   source = _open(path, named)
@@ -176,11 +180,26 @@ def rows() -> list[dict[str, Any]]:
   ]
 
 
+def _check_dtype(dtype: Any) -> None:
+  """Weights are kept in floating numbers."""
+  try:
+    known = dtype is None or jax.numpy.issubdtype(jax.numpy.dtype(dtype), jax.numpy.floating)
+  except TypeError:
+    known = False
+  if not known:
+    raise FewshotError(
+      f'dtype={dtype!r} is no floating type; give float32, bfloat16, float16 or None'
+    )
+
+
 def _open(path: Path, named: Named | None) -> Source:
   """Finds out what lies there."""
   if path.is_file():
     if path.suffix != '.gguf':
-      raise FewshotError(f'{path.name} is a file, and only a .gguf file is a model by itself')
+      raise FewshotError(
+        f'{path.name} is a file, and only a .gguf file is a model by itself; put it in a folder '
+        'with its config.json and load the folder'
+      )
     return _of_gguf(path)
   if not (path / 'config.json').exists() and not (named and named.config):
     packed = sorted(path.glob('*.gguf'))
@@ -227,7 +246,7 @@ def _of_llama2c(folder: Path) -> Source:
 def _of_folder(folder: Path, named: Named | None) -> Source:
   extra = named.config if named else {}
   stored = hf.read_json(folder / 'config.json') if 'model_type' not in extra else {}
-  raw = {**stored, **extra}
+  raw = {**_normalisation(folder), **stored, **extra}
   kind = raw.get('model_type')
   family = FAMILIES.get(str(kind))
   if family is None:
@@ -236,11 +255,28 @@ def _of_folder(folder: Path, named: Named | None) -> Source:
     )
   with _config_of(folder.name, 'config.json'):
     config = family.config_from_hf(raw)
+  for left in (a for a in raw.get('architectures') or () if re.search(OTHER_HEADS, a)):
+    if 'image_size' not in raw:  # Image models read theirs.
+      assets.notice(f'{folder.name}: the head of {left} is not read, only its encoder')
   names: Callable[[Any], Names] = getattr(family, named.names if named else 'names')
   tokenizer = tokens.read(folder, str(kind)) if hasattr(config, 'vocab') else None
   tensors = _stored(folder)
   config = _as_stored(config, names(config), folder, tensors)
   return Source(family, config, tensors, names(config), tokenizer)
+
+
+def _normalisation(folder: Path) -> dict[str, Any]:
+  """How pixels are normalised, where preprocessor_config.json says so."""
+  file = folder / 'preprocessor_config.json'
+  raw = hf.read_json(file) if file.exists() else {}
+  if raw.get('rescale_factor') and not math.isclose(raw['rescale_factor'], 1 / 255):
+    raise FewshotError(
+      f'{folder.name}: preprocessor_config.json has rescale_factor {raw["rescale_factor"]}, and '
+      'only 1/255 is computed'
+    )
+  if raw.get('do_normalize') is False and 'image_mean' in raw:
+    return {'image_mean': [0.0] * 3, 'image_std': [1.0] * 3}
+  return {k: raw[k] for k in ('image_mean', 'image_std') if raw.get(k)}
 
 
 def _as_stored(config: Any, names: Names, folder: Path, tensors: Mapping[str, Tensor]) -> Any:
@@ -298,5 +334,14 @@ def _finish(name: str, source: Source, where: str, dtype: Any, place: Place | No
     place=place,
   )
   hashes = {'weights': hash_params(params)} | ({'tokenizer': tokenizer_hash} if tokenizer else {})
-  positions, example = getattr(config, 'positions', None), family.example(config)
-  return Model(name, family.forward(config), params, tokenizer, hashes, positions, example)
+  return Model(
+    name,
+    family.forward(config),
+    params,
+    tokenizer,
+    hashes,
+    getattr(config, 'positions', None),
+    family.example(config),
+    family.names(config),
+    family.PREFIXES,
+  )

@@ -55,6 +55,62 @@ def test_rows_have_the_keys_and_the_true_numbers():
   assert rows['gpt2']['sources'] == ['huggingface.co/openai-community/gpt2@main']
 
 
+@pytest.mark.parametrize('dtype', ['int8', 'bf16', bool, 'wide'])
+def test_weights_are_kept_in_floating_numbers(dtype):
+  with pytest.raises(FewshotError, match='is no floating type; give float32'):
+    models.load(str(FIXTURES / 'bert-tiny'), dtype=dtype)
+
+
+def test_unknown_names_are_told_the_nearest():
+  for name in ('MiniLM-L6', 'sentence-transformers/minilm-l6'):
+    with pytest.raises(FewshotError, match="did you mean 'minilm-l6'"):
+      models.load(name)
+
+
+def test_a_model_is_shown_in_a_line():
+  model = models.load(str(FIXTURES / 'bert-tiny'))
+  assert repr(model).startswith("Model('bert-tiny', ") and len(repr(model)) < 80
+
+
+def copied(name: str, folder: Path, **changes) -> Path:
+  """The fixture with other entries in config.json."""
+  shutil.copytree(FIXTURES / name, folder)
+  raw = json.loads((folder / 'config.json').read_text())
+  (folder / 'config.json').write_text(json.dumps(raw | changes))
+  return folder
+
+
+def test_a_head_that_is_left_out_is_told(tmp_path, capsys):
+  folder = copied('bert-tiny', tmp_path / 'm', architectures=['BertForSequenceClassification'])
+  models.load(str(folder))
+  told = 'the head of BertForSequenceClassification is not read, only its encoder'
+  assert told in capsys.readouterr().err
+  models.load(str(FIXTURES / 'bert-tiny'))
+  assert capsys.readouterr().err == ''
+
+
+def test_pixels_are_normalised_as_preprocessor_config_says(tmp_path):
+  folder = copied('vit-tiny', tmp_path / 'm')
+  image = np.random.default_rng(0).integers(0, 255, (1, 8, 8, 3)).astype(np.uint8)
+  size = models.load(str(folder)).example['image'].shape
+  image = np.resize(image, size).astype(np.uint8)
+
+  def features(**preprocessor) -> np.ndarray:
+    (folder / 'preprocessor_config.json').write_text(json.dumps(preprocessor))
+    model = models.load(str(folder))
+    return np.asarray(model.forward(model.params, {'image': image})['features'])
+
+  plain = features()
+  other = features(image_mean=[0.4] * 3, image_std=[0.2] * 3)
+  (folder / 'preprocessor_config.json').unlink()
+  told = copied('vit-tiny', tmp_path / 'n', image_mean=[0.4] * 3, image_std=[0.2] * 3)
+  model = models.load(str(told))
+  np.testing.assert_array_equal(other, model.forward(model.params, {'image': image})['features'])
+  assert np.abs(plain - other).max() > 1e-3
+  with pytest.raises(FewshotError, match='rescale_factor 0.5, and only 1/255 is computed'):
+    features(rescale_factor=0.5)
+
+
 def model_bin(path: Path, tied: bool = True) -> dict[str, np.ndarray]:
   """A llama2.c file of random numbers; returns its arrays by their names there."""
   dim, width, depth, heads, groups, vocab, positions = 16, 24, 2, 4, 2, 270, 10

@@ -85,10 +85,10 @@ class TorchPickler(pickle._Pickler):
       super().save(obj, *args, **kwargs)
 
 
-def write_zip(path: Path, state: dict[str, np.ndarray]) -> None:
+def write_zip(path: Path, state: dict[str, np.ndarray], outer: str = '') -> None:
   program = io.BytesIO()
   keyed = {name: Rebuild(str(i), x) for i, (name, x) in enumerate(state.items())}
-  TorchPickler(program, 2).dump(keyed)
+  TorchPickler(program, 2).dump({outer: keyed, 'epoch': 3} if outer else keyed)
   with zipfile.ZipFile(path, 'w') as archive:
     archive.writestr('archive/data.pkl', program.getvalue())
     for i, x in enumerate(state.values()):
@@ -213,3 +213,12 @@ def test_damage_gives_an_error_or_other_numbers_and_nothing_else(tmp_path_factor
       tensor.read()
   except FewshotError as e:
     assert name in str(e)
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+@pytest.mark.parametrize('outer', ['state_dict', 'model'])
+def test_a_checkpoint_of_a_training_run(tmp_path, prefix, outer):
+  """Its state dict is under a name, beside other things; DataParallel puts its own before all."""
+  write_zip(tmp_path / 'x.pth', {f'{prefix}w': np.ones(2, np.float32)}, outer)
+  found = torch_file.tensors(tmp_path / 'x.pth')
+  assert list(found) == ['w'] and found['w'].read().tolist() == [1.0, 1.0]

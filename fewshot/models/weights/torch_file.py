@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, brief
 from fewshot.models.weights.files import broken, read_array
 from fewshot.models.weights.names import Tensor
 
@@ -59,7 +59,7 @@ class Stored(NamedTuple):
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-  """The tensors of a state dict, or of the 'state_dict' of a checkpoint.
+  """The tensors of a state dict, or of the 'state_dict' or 'model' of a checkpoint.
 
   Raises:
     FewshotError: the file is broken, calls what no state dict calls, or is no dict of tensors.
@@ -67,14 +67,24 @@ def tensors(path: Path) -> dict[str, Tensor]:
   try:
     with open(path, 'rb') as file:
       found, extents = _zipped(file) if zipfile.is_zipfile(file) else _legacy(file)
-    found = found.get('state_dict', found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(x, Stored) for x in found.values()):
-      raise FewshotError('holds no dict of tensors; save model.state_dict()')
-    return {name: _tensor(path, x, extents[x.storage.key]) for name, x in found.items()}
+    found = _state_dict(found)
+    parallel = all(name.startswith('module.') for name in found)  # Of DataParallel.
+    plain = {n.removeprefix('module.') if parallel else n: x for n, x in found.items()}
+    return {name: _tensor(path, x, extents[x.storage.key]) for name, x in plain.items()}
   except FewshotError as e:
     raise FewshotError(f'{path.parent.name}/{path.name}: {e}') from None
   except Exception as e:  # Whatever damaged bytes lead to.
     raise broken(path, f'{type(e).__name__}: {e}'[:80]) from None
+
+
+def _state_dict(found: Any) -> dict[str, Stored]:
+  """The dict of tensors in what was saved."""
+  inner = [found[k] for k in ('state_dict', 'model') if isinstance(found, dict) and k in found]
+  for each in (*inner, found):
+    if isinstance(each, dict) and all(isinstance(x, Stored) for x in each.values()):
+      return each
+  there = f'; it has {brief([str(k) for k in found])}' if isinstance(found, dict) else ''
+  raise FewshotError(f'holds no dict of tensors; save model.state_dict(){there}')
 
 
 def _tensor(path: Path, x: Stored, extent: Extent) -> Tensor:
