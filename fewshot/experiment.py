@@ -19,6 +19,7 @@ from fewshot.errors import FewshotError
 from fewshot.logging import Log
 from fewshot.methods import paths
 from fewshot.methods.partition import Row
+from fewshot.objectives import classification
 from fewshot.sweep import Progress, Result, Run, runs, sweep
 
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -42,7 +43,7 @@ class Prepared(NamedTuple):
     batches = [self.data.train, *(b.batches for b in self.data.test)]
     longest = max(batches, key=lambda b: b['tokens'].shape[-1] if 'tokens' in b else 0)
     batch = {k: np.asarray(v[0]) for k, v in longest.items()}
-    return methods.Calib(batch, len(self.task.classes))
+    return methods.Calib(batch, len(self.task.classes), classification().loss)
 
   @property
   def trained(self) -> int:

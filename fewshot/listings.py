@@ -8,6 +8,13 @@ from typing import Any
 
 from fewshot import assets
 
+# Of the methods that cannot be called without arguments.
+EXAMPLES = {
+  'as_weights': 'as_weights(lora())',
+  'tokens': 'tokens((0,))',
+  'verbalizer': 'verbalizer(((0,), (1,)))',
+}
+
 
 def rows(what: str) -> list[dict[str, Any]]:
   """The rows of `fewshot methods`, `fits`, `models`, `tasks` or `assets`.
@@ -55,12 +62,13 @@ def _methods() -> list[dict[str, Any]]:
   """name, paper, place, mergeable, peft and source lines of each method."""
   from fewshot import methods
 
+  examples = {f: _example(f) for f in methods.METHODS}
   return [
     {
       'name': f.__name__,
       'paper': _paper(inspect.getdoc(f) or ''),
-      'place': methods.PLACE[f.__name__],
-      'mergeable': _example(f).mergeable,
+      'place': 'weight' if examples[f].in_weights else methods.PLACE[f.__name__],
+      'mergeable': examples[f].mergeable,
       'peft': methods.PEFT.get(f.__name__),
       'lines': _lines(f),
     }
@@ -95,9 +103,8 @@ def _fits() -> list[dict[str, Any]]:
 def _example(constructor: Any) -> Any:
   from fewshot import methods
 
-  if constructor is methods.as_weights:
-    return constructor(methods.lora())
-  return constructor()
+  name = constructor.__name__
+  return methods.parse(EXAMPLES.get(name, f'{name}()'))
 
 
 def _paper(doc: str) -> str | None:

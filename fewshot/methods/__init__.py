@@ -10,6 +10,7 @@ from fewshot.methods import (
   heads,
   kronecker,
   label_heads,
+  lora_more,
   lora_shared,
   lora_variants,
   lowrank,
@@ -34,6 +35,7 @@ from fewshot.methods.deltas import *
 from fewshot.methods.heads import *
 from fewshot.methods.kronecker import *
 from fewshot.methods.label_heads import *
+from fewshot.methods.lora_more import *
 from fewshot.methods.lora_shared import *
 from fewshot.methods.lora_variants import *
 from fewshot.methods.lowrank import *
@@ -58,14 +60,15 @@ FILES = {
   masks: 'weight',
   lowrank: 'activation',
   lora_variants: 'activation',
+  lora_more: 'activation',
   lora_shared: 'activation',
   kronecker: 'weight',
   spectral: 'weight',
-  orthogonal: 'weight',
+  orthogonal: 'activation',
   scaling: 'activation',
   deltas: 'weight',
   subspace: 'weight',
-  conv: 'activation',
+  conv: 'weight',
   adapters: 'activation',
   side: 'activation',
   representation: 'activation',

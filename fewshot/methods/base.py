@@ -91,7 +91,12 @@ class Method(NamedTuple):
   @property
   def mergeable(self) -> bool:
     """Whether the adapted function is the base function at some other params."""
-    return self.merge is not None or self.wrap is _same_forward
+    return self.merge is not None or self.in_weights
+
+  @property
+  def in_weights(self) -> bool:
+    """Whether it acts on params alone."""
+    return self.wrap is _same_forward
 
 
 def adapt(method: Method, forward: Forward, theta: Theta, state: State) -> Forward:

@@ -1,9 +1,11 @@
 """Heads: from `outputs['features']` to `outputs['logits']`."""
 
-from typing import Literal
+from collections.abc import Callable, Collection
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from fewshot.errors import FewshotError
 from fewshot.methods.base import (
@@ -18,8 +20,14 @@ from fewshot.methods.base import (
   method,
 )
 
-__all__ = ['linear', 'nearest_mean']
+__all__ = ['cosine', 'learned_prototypes', 'linear', 'mlp', 'nearest_mean']
 Array = jax.Array
+# How the scores of several prototypes or words become the one of their class: [..., K] -> [...].
+JOINS: dict[str, Callable[..., Array]] = {
+  'mean': jnp.mean,
+  'max': jnp.max,
+  'logsumexp': jax.nn.logsumexp,
+}
 
 
 @method
@@ -35,24 +43,75 @@ def linear(classes: int = 0) -> Method:
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     del key
-    shape, dtype = _features(forward, params, calib)
-    n = _classes(classes, calib)
-    return {'head': {'kernel': jnp.zeros((shape[-1], n), dtype), 'bias': jnp.zeros(n, dtype)}}, {}
+    d, dtype = features(forward, params, calib)
+    n = count_classes(classes, calib)
+    return {'head': {'kernel': jnp.zeros((d, n), dtype), 'bias': jnp.zeros(n, dtype)}}, {}
 
-  def wrap(forward: Forward, theta: Theta, state: State) -> Forward:
-    del state
-
-    def adapted(params: Params, batch: Batch, key: Array | None = None) -> Outputs:
-      outputs, head = forward(params, batch, key), theta['head']
-      return outputs | {'logits': outputs['features'] @ head['kernel'] + head['bias']}
-
-    return adapted
+  def logits(theta: Theta, state: State, outputs: Outputs, batch: Batch) -> Array:
+    del state, batch
+    return outputs['features'] @ theta['head']['kernel'] + theta['head']['bias']
 
   def merge(theta: Theta, state: State, params: Params) -> Params:
     del state
     return params | {'head': theta['head']}
 
-  return Method(init, wrap=wrap, merge=merge)
+  return Method(init, wrap=scored_by(logits), merge=merge)
+
+
+@method
+def mlp(width: int = 128, classes: int = 0) -> Method:
+  """A classifier with one hidden layer; the last layer, and so every logit, is zero at the start.
+
+      logits = gelu(f W_1 + b_1) W_2 + b_2,   W_1 [d, width], W_2 [width, classes]
+
+  >>> mlp(width=16).mergeable
+  False
+  """
+  if width < 1:
+    raise FewshotError(f'mlp(width={width}) has no units; width is at least 1')
+
+  def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
+    d, dtype = features(forward, params, calib)
+    n = count_classes(classes, calib)
+    up = jax.random.normal(key, (d, width), dtype) / jnp.sqrt(d).astype(dtype)
+    hidden = {'kernel': up, 'bias': jnp.zeros(width, dtype)}
+    last = {'kernel': jnp.zeros((width, n), dtype), 'bias': jnp.zeros(n, dtype)}
+    return {'head': {'hidden': hidden, 'last': last}}, {}
+
+  def logits(theta: Theta, state: State, outputs: Outputs, batch: Batch) -> Array:
+    del state, batch
+    hidden, last = theta['head']['hidden'], theta['head']['last']
+    y = nn.gelu(outputs['features'] @ hidden['kernel'] + hidden['bias'])
+    return y @ last['kernel'] + last['bias']
+
+  return Method(init, wrap=scored_by(logits))
+
+
+@method
+def cosine(scale: float = 10.0, classes: int = 0) -> Method:
+  """Cosine classifier (Chen et al. 2019, arXiv:1904.04232), the head of Baseline++.
+
+      logits_c = s cos(f, w_c),   W [d, classes] at random
+
+  s is learned and starts at `scale`, as in Gidaris & Komodakis (arXiv:1804.09458).
+
+  >>> cosine().mergeable
+  False
+  """
+
+  def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
+    d, dtype = features(forward, params, calib)
+    w = jax.random.normal(key, (d, count_classes(classes, calib)), dtype)
+    w = w / jnp.sqrt(d).astype(dtype)
+    return {'head': {'kernel': w, 'scale': jnp.full((), scale, dtype)}}, {}
+
+  def logits(theta: Theta, state: State, outputs: Outputs, batch: Batch) -> Array:
+    del state, batch
+    w = theta['head']['kernel']
+    f = outputs['features'].astype(w.dtype)
+    return theta['head']['scale'] * similarity(f, w.T, 'cosine')
+
+  return Method(init, wrap=scored_by(logits))
 
 
 @method
@@ -66,47 +125,127 @@ def nearest_mean(distance: Literal['cosine', 'euclidean'] = 'cosine', classes: i
   >>> nearest_mean().mergeable
   False
   """
-  if distance not in ('cosine', 'euclidean'):
-    raise FewshotError(f'nearest_mean(distance={distance!r}); there are cosine, euclidean')
+  check_word('nearest_mean', 'distance', distance, ('cosine', 'euclidean'))
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     del key
-    shape, dtype = _features(forward, params, calib)
-    return {}, {'head': {'means': jnp.zeros((_classes(classes, calib), shape[-1]), dtype)}}
+    d, dtype = features(forward, params, calib)
+    return {}, {'head': {'means': jnp.zeros((count_classes(classes, calib), d), dtype)}}
+
+  def logits(theta: Theta, state: State, outputs: Outputs, batch: Batch) -> Array:
+    del theta, batch
+    mu = state['head']['means']
+    return similarity(outputs['features'].astype(mu.dtype), mu, distance)
+
+  return Method(init, wrap=scored_by(logits))
+
+
+@method
+def learned_prototypes(
+  count: int = 1,
+  distance: Literal['cosine', 'euclidean'] = 'cosine',
+  join: Literal['mean', 'max', 'logsumexp'] = 'max',
+  scale: float = 10.0,
+  classes: int = 0,
+) -> Method:
+  """Trained prototypes, several a class (Yang et al. 2018, arXiv:1805.03438).
+
+      logits_c = s join_k sim(f, p_ck),   sim = cos(f, p)  or  -|f - p|^2,   p [classes, count, d]
+
+  They start at the class means of the batch that the run starts from; where a class has several,
+  each is off its mean by the spread of the features.  s is learned and starts at `scale`.
+
+  >>> learned_prototypes(count=3, join='logsumexp').mergeable
+  False
+  """
+  check_word('learned_prototypes', 'distance', distance, ('cosine', 'euclidean'))
+  check_word('learned_prototypes', 'join', join, JOINS)
+  if count < 1:
+    raise FewshotError(f'learned_prototypes(count={count}) has none; count is at least 1')
+
+  def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
+    n, (d, dtype) = count_classes(classes, calib), features(forward, params, calib)
+    f, mu = _means(forward, params, calib, n, distance == 'cosine')
+    off = jax.random.normal(key, (n, count, d), dtype) * f.std(0).astype(dtype)
+    p = mu[:, None].astype(dtype) + (off if count > 1 else 0)
+    return {'head': {'prototypes': p, 'scale': jnp.full((), scale, dtype)}}, {}
+
+  def logits(theta: Theta, state: State, outputs: Outputs, batch: Batch) -> Array:
+    del state, batch
+    p = theta['head']['prototypes']
+    scores = similarity(outputs['features'].astype(p.dtype), p.reshape(-1, p.shape[-1]), distance)
+    return theta['head']['scale'] * JOINS[join](scores.reshape(-1, *p.shape[:2]), -1)
+
+  return Method(init, wrap=scored_by(logits))
+
+
+def scored_by(
+  logits: Callable[[Theta, State, Outputs, Batch], Array],
+) -> Callable[[Forward, Theta, State], Forward]:
+  """The `wrap` of a head: files `logits(theta, state, outputs, batch)` among the outputs."""
 
   def wrap(forward: Forward, theta: Theta, state: State) -> Forward:
-    del theta
-
     def adapted(params: Params, batch: Batch, key: Array | None = None) -> Outputs:
-      outputs, mu = forward(params, batch, key), state['head']['means']
-      f = outputs['features'].astype(mu.dtype)
-      if distance == 'cosine':
-        f, mu = (
-          x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (f, mu)
-        )
-        return outputs | {'logits': f @ mu.T}
-      return outputs | {'logits': -jnp.square(f[:, None] - mu).sum(-1)}
+      outputs = forward(params, batch, key)
+      return outputs | {'logits': logits(theta, state, outputs, batch)}
 
     return adapted
 
-  return Method(init, wrap=wrap)
+  return wrap
 
 
-def _features(forward: Forward, params: Params, calib: Calib) -> tuple[tuple[int, ...], jnp.dtype]:
-  outputs = jax.eval_shape(lambda p, b: forward(p, b), params, calib.batch)
+def similarity(f: Array, p: Array, distance: str) -> Array:
+  """cos(f, p) or -|f - p|^2 of every row of f [B, d] with every row of p [N, d]: [B, N]."""
+  if distance == 'cosine':
+    return unit(f) @ unit(p).T
+  return -jnp.square(f[:, None] - p).sum(-1)
+
+
+def unit(x: Array) -> Array:
+  """x / |x| along the last axis; zero, with its gradient, stays finite."""
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+
+
+def features(forward: Forward, params: Params, calib: Calib) -> tuple[int, Any]:
+  """The width of the features, and the dtype that a head on them trains in."""
+  outputs = shapes_of(forward, params, calib)
   if 'features' not in outputs:
     there = ', '.join(outputs)
     raise FewshotError(
       f"a head reads outputs['features'], which this forward lacks; it has {there}"
     )
   f = outputs['features']
-  return f.shape, jnp.promote_types(f.dtype, jnp.float32)
+  return f.shape[-1], jnp.promote_types(f.dtype, jnp.float32)
 
 
-def _classes(classes: int, calib: Calib) -> int:
+def shapes_of(forward: Forward, params: Params, calib: Calib) -> Outputs:
+  """The shapes of the outputs; traces, computes nothing."""
+  return jax.eval_shape(lambda p, b: forward(p, b), params, calib.batch)
+
+
+def count_classes(classes: int, calib: Calib) -> int:
+  """How many classes a head has: its own number, or the task's."""
   n = classes or calib.classes
   if n < 2:
     raise FewshotError(f'a classifier needs at least 2 classes, not {n}; pass classes=')
   if n < calib.classes:
     raise FewshotError(f'a head of {n} classes cannot tell the {calib.classes} of the task apart')
   return n
+
+
+def check_word(name: str, argument: str, value: str, known: Collection[str]) -> None:
+  """Refuses an argument that is none of the known words."""
+  if value not in known:
+    raise FewshotError(f'{name}({argument}={value!r}); there are {", ".join(known)}')
+
+
+def _means(
+  forward: Forward, params: Params, calib: Calib, classes: int, normalise: bool
+) -> tuple[Array, Array]:
+  """The features of the calibration batch [B, d] and their class means [classes, d]."""
+  if 'labels' not in calib.batch:
+    raise FewshotError('learned_prototypes start at class means, and the batch has no labels')
+  f = forward(params, calib.batch)['features']
+  f = unit(f) if normalise else f
+  member = jax.nn.one_hot(calib.batch['labels'], classes, dtype=f.dtype)
+  return f, member.T @ f / jnp.maximum(member.sum(0), 1)[:, None]
