@@ -103,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     listing = command(name, _listing, f'list the {name} there are')
     listing.add_argument('--json', action='store_true', help='print one JSON value')
 
+  papers = command('papers', _papers, 'say which published systems are hosted, and by what')
+  papers.add_argument('--json', action='store_true', help='print one JSON value, a row a system')
+
   assets = command('assets', _assets, 'list, fetch or verify weights and data')
   assets.add_argument('action', nargs='?', choices=('list', 'get', 'verify'), default='list')
   assets.add_argument('names', nargs='*', help='asset names (verify: all when none is given)')
@@ -151,6 +154,14 @@ def _listing(args: argparse.Namespace, rest: list[str]) -> None:
   from fewshot import listings
 
   _print(listings.rows(args.command), args.json)
+
+
+def _papers(args: argparse.Namespace, rest: list[str]) -> None:
+  del rest
+  from fewshot import papers
+
+  rows = papers.rows()
+  _print(rows if args.json else papers.counts(rows), args.json)
 
 
 def _assets(args: argparse.Namespace, rest: list[str]) -> int:

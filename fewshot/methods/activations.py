@@ -86,17 +86,35 @@ def inputs(
 
   For methods that start from data (EVA, CorDA): a covariance is x.T @ x.
   """
+
+  def rows(x: Array) -> Array:
+    mask = batch.get('mask')
+    if mask is not None and mask.shape == x.shape[:-1]:
+      x = jnp.where(mask[..., None], x, 0)
+    return x.reshape(-1, x.shape[-1])
+
   found = sites(forward, params, batch, where)
-  seen: dict[str, Array] = {}
+  return {p: rows(args[0]) for p, (args, _) in _calls(forward, params, batch, found).items()}
+
+
+def outputs(forward: Forward, params: Params, batch: Batch, where: Where) -> dict[str, Array]:
+  """What the selected modules return, by path; each returns one floating array."""
+  found = {p: output(s) for p, s in sites(forward, params, batch, where).items()}
+  return {p: y for p, (_, y) in _calls(forward, params, batch, found).items()}
+
+
+def _calls(
+  forward: Forward, params: Params, batch: Batch, found: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+  """The arguments and the result of the first call of each module in `found`, in its order."""
+  seen: dict[str, tuple[Any, Any]] = {}
 
   def record(next_fn: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    y = next_fn(*args, **kwargs)
     path = '/'.join(context.module.path) if context.module.scope is not None else ''
     if path in found and context.method_name == '__call__':
-      x, mask = args[0], batch.get('mask')
-      if mask is not None and mask.shape == x.shape[:-1]:
-        x = jnp.where(mask[..., None], x, 0)
-      seen.setdefault(path, x.reshape(-1, x.shape[-1]))
-    return next_fn(*args, **kwargs)
+      seen.setdefault(path, (args, y))
+    return y
 
   with nn.intercept_methods(record):
     forward(params, batch)
@@ -153,6 +171,24 @@ def in_activations(
   return Method(init_all, wrap=wrap, merge=merge if weight else None)
 
 
+def per_batch(
+  where: Where,
+  init: Callable[..., dict[str, Array]],
+  call: Callable[[Batch], Callable[..., Any]],
+  **more: Any,
+) -> Method:
+  """As `in_activations`, but of a call that is made for each batch: `call(batch)(t, f, ...)`."""
+
+  def wrap(forward: Forward, theta: Theta, state: State) -> Forward:
+    def adapted(params: Params, batch: Batch, key: Array | None = None) -> Outputs:
+      of_batch = in_activations(where, init, call(batch), **more)
+      return of_batch.wrap(forward, theta, state)(params, batch, key)
+
+    return adapted
+
+  return in_activations(where, init, call({}), **more)._replace(wrap=wrap)
+
+
 def _dense(path: str, flat: dict[str, Array]) -> dict[str, Array]:
   """The leaves of a module by name: a kernel, maybe a bias."""
   own = {p.removeprefix(f'{path}/'): w for p, w in flat.items() if p.startswith(f'{path}/')}
@@ -162,6 +198,11 @@ def _dense(path: str, flat: dict[str, Array]) -> dict[str, Array]:
       'linear map (kernel, bias) can be merged; choose such modules by where='
     )
   return own
+
+
+def beside(path: str, name: str) -> str:
+  """The path of the module of this name in the module that `path` is in."""
+  return f'{path.rpartition("/")[0]}/{name}'.removeprefix('/')
 
 
 def output(site: Site) -> jax.ShapeDtypeStruct:

@@ -9,10 +9,29 @@ from flax import linen as nn
 
 from fewshot.errors import FewshotError
 from fewshot.methods import paths
-from fewshot.methods.activations import Site, in_activations, output, sites, wide
-from fewshot.methods.base import Batch, Calib, Forward, Method, Params, State, Theta, method
+from fewshot.methods.activations import (
+  Site,
+  beside,
+  in_activations,
+  output,
+  outputs,
+  per_batch,
+  sites,
+  wide,
+)
+from fewshot.methods.base import (
+  Batch,
+  Calib,
+  Forward,
+  Method,
+  Params,
+  State,
+  Theta,
+  at_least_one,
+  method,
+)
 from fewshot.methods.paths import Where
-from fewshot.methods.representation import beside, outputs, per_batch, real
+from fewshot.methods.representation import real
 from fewshot.methods.weights import layernorm
 
 __all__ = [
@@ -37,8 +56,7 @@ def adapter(where: Where = r'.*/(attn|mlp)', width: int = 48) -> Method:
   >>> adapter(width=16).mergeable
   False
   """
-  if width < 1:
-    raise FewshotError(f'adapter(width={width}) has no units; width is at least 1')
+  at_least_one('adapter', width=width)
   return _behind(where, width, nn.gelu)
 
 
@@ -213,13 +231,6 @@ def adamix(where: Where = r'.*/mlp', width: int = 48, experts: int = 4) -> Metho
     return y + branch(t | one, y, nn.gelu)
 
   return in_activations(where, init, call, draws=True)
-
-
-def at_least_one(name: str, **sizes: int) -> None:
-  """Refuses sizes below 1."""
-  for what, size in sizes.items():
-    if size < 1:
-      raise FewshotError(f'{name}({what}={size}): {what} is at least 1')
 
 
 def bottleneck(key: Array, site: Site, d: int, width: int) -> Entries:

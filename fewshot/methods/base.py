@@ -142,6 +142,16 @@ def method(constructor: Callable[P, Method]) -> Callable[P, Method]:
   return make
 
 
+def at_least_one(name: str, **sizes: int | None) -> None:
+  """Refuses arguments of the method `name` that count something and are below 1.
+
+  >>> at_least_one('lora', rank=8)
+  """
+  for what, size in sizes.items():
+    if size is not None and size < 1:
+      raise FewshotError(f'{name}({what}={size}) is too small; {what} is at least 1')
+
+
 def chain(*methods: Method) -> Method:
   """Applies methods in order: all `weights` folded first, then all `wrap`s, the later the outer.
 

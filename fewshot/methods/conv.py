@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fewshot.errors import FewshotError
 from fewshot.methods.activations import Site, in_activations, wide
-from fewshot.methods.base import Method, method
+from fewshot.methods.base import Method, at_least_one, method
 from fewshot.methods.paths import Where
 from fewshot.methods.weights import in_weights
 
@@ -29,8 +29,7 @@ def conv_lora(where: Where = KERNELS, rank: int = 8, alpha: float = 16.0) -> Met
   >>> conv_lora(rank=4).mergeable
   True
   """
-  if rank < 1:
-    raise FewshotError(f'conv_lora(rank={rank}) has no rank; rank is at least 1')
+  at_least_one('conv_lora', rank=rank)
 
   def init(key: Array, w: Array) -> Entries:
     _check_kernel('conv_lora', w)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from fewshot.errors import FewshotError, brief
 from fewshot.methods import paths
 from fewshot.methods.activations import Site, in_activations, wide
-from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, method
+from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, at_least_one, method
 
 __all__ = ['vpt']
 Array = jax.Array
@@ -32,8 +32,7 @@ def vpt(length: int = 5, deep: bool = False) -> Method:
   >>> vpt(length=4, deep=True).mergeable
   False
   """
-  if length < 1:
-    raise FewshotError(f'vpt(length={length}) is empty; length is at least 1')
+  at_least_one('vpt', length=length)
 
   def call(t: dict[str, Array], f: Any, x: Array, mask: Array) -> Array:
     ((name, prompt),) = t.items()

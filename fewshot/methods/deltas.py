@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fewshot.errors import FewshotError, nearest
 from fewshot.methods import paths
-from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, method
+from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, at_least_one, method
 from fewshot.methods.paths import Where
 from fewshot.methods.weights import floats, in_weights, split
 
@@ -72,8 +72,7 @@ def shira(where: Where = r'.*/(query|value)/kernel', rank: int = 32) -> Method:
   >>> shira(rank=4).mergeable
   True
   """
-  if rank < 1:
-    raise FewshotError(f'shira(rank={rank}) has no entries; rank is at least 1')
+  at_least_one('shira', rank=rank)
 
   def init(key: Array, w: Array) -> Entries:
     n = rank * (w.size // w.shape[-1] + w.shape[-1])
@@ -97,8 +96,7 @@ def neuroada(where: Where = r'.*/(attn|mlp)/\w+/kernel', k: int = 1) -> Method:
   >>> neuroada(k=2).mergeable
   True
   """
-  if k < 1:
-    raise FewshotError(f'neuroada(k={k}) trains nothing; k is at least 1')
+  at_least_one('neuroada', k=k)
 
   def init(key: Array, w: Array) -> Entries:
     del key

@@ -17,6 +17,7 @@ from fewshot.methods.base import (
   Params,
   State,
   Theta,
+  at_least_one,
   method,
 )
 
@@ -67,8 +68,7 @@ def mlp(width: int = 128, classes: int = 0) -> Method:
   >>> mlp(width=16).mergeable
   False
   """
-  if width < 1:
-    raise FewshotError(f'mlp(width={width}) has no units; width is at least 1')
+  at_least_one('mlp', width=width)
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     d, dtype = features(forward, params, calib)
@@ -160,8 +160,7 @@ def learned_prototypes(
   """
   check_word('learned_prototypes', 'distance', distance, ('cosine', 'euclidean'))
   check_word('learned_prototypes', 'join', join, JOINS)
-  if count < 1:
-    raise FewshotError(f'learned_prototypes(count={count}) has none; count is at least 1')
+  at_least_one('learned_prototypes', count=count)
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     n, (d, dtype) = count_classes(classes, calib), features(forward, params, calib)

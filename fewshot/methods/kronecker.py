@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fewshot.errors import FewshotError
 from fewshot.methods.activations import Site, in_activations, wide
-from fewshot.methods.base import Method, method
+from fewshot.methods.base import Method, at_least_one, method
 from fewshot.methods.lora_shared import dims
 from fewshot.methods.paths import Where
 from fewshot.methods.weights import in_weights
@@ -72,8 +72,7 @@ def loha(where: Where = r'.*/(query|value)/kernel', rank: int = 8, alpha: float 
   >>> loha(rank=4).mergeable
   True
   """
-  if rank < 1:
-    raise FewshotError(f'loha(rank={rank}) has no rank; rank is at least 1')
+  at_least_one('loha', rank=rank)
 
   def init(key: Array, w: Array) -> Entries:
     _check_kernel('loha', w)
@@ -105,8 +104,7 @@ def miss(where: Where = r'.*/(query|value)', rank: int = 64) -> Method:
   >>> miss(rank=4).mergeable
   True
   """
-  if rank < 1:
-    raise FewshotError(f'miss(rank={rank}) has no rank; rank is at least 1')
+  at_least_one('miss', rank=rank)
 
   def init(key: Array, site: Site) -> Entries:
     d, k = dims(site)

@@ -16,6 +16,7 @@ from fewshot.methods.base import (
   Params,
   State,
   Theta,
+  at_least_one,
   method,
 )
 from fewshot.methods.heads import JOINS, check_word, count_classes, scored_by, shapes_of
@@ -78,8 +79,7 @@ def label_embeddings(tokens: int = 1, classes: int = 0) -> Method:
   >>> label_embeddings(tokens=2).mergeable
   False
   """
-  if tokens < 1:
-    raise FewshotError(f'label_embeddings(tokens={tokens}) reads nothing; tokens is at least 1')
+  at_least_one('label_embeddings', tokens=tokens)
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     hidden = _require(forward, params, calib, 'label_embeddings', 'hidden')['hidden']

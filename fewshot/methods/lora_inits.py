@@ -230,10 +230,3 @@ def check_rank(g: Given, limit: int) -> None:
   if g.rank > limit:
     d, k = g.shape
     raise FewshotError(f'rank {g.rank} is too high: this start finds {limit} at a [{d}, {k}] map')
-
-
-def check_sizes(name: str, **sizes: int) -> None:
-  """Arguments that count something are at least 1."""
-  for key, value in sizes.items():
-    if value < 1:
-      raise FewshotError(f'{name}({key}={value}) is too small; {key} is at least 1')

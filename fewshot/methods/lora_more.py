@@ -9,8 +9,7 @@ import optax
 
 from fewshot.errors import FewshotError
 from fewshot.methods.activations import Site, wide
-from fewshot.methods.base import Forward, Method, Theta, method
-from fewshot.methods.lora_inits import check_sizes
+from fewshot.methods.base import Forward, Method, Theta, at_least_one, method
 from fewshot.methods.lora_variants import SITES
 from fewshot.methods.lowrank import low_rank, plain, scale, sizes
 from fewshot.methods.paths import Where
@@ -39,7 +38,7 @@ def adalora(
   >>> adalora(init_r=4, target_r=2).mergeable
   True
   """
-  check_sizes('adalora', init_r=init_r, target_r=target_r, deltaT=deltaT)
+  at_least_one('adalora', init_r=init_r, target_r=target_r, deltaT=deltaT)
   last = total_step - tfinal
   if target_r > init_r or not 0 <= tinit < last:
     raise FewshotError(
@@ -91,7 +90,7 @@ def roselora(
   >>> roselora(rank=4).mergeable
   True
   """
-  check_sizes('roselora', rank=rank, total_step=total_step)
+  at_least_one('roselora', rank=rank, total_step=total_step)
   if not 0 < density <= 1:
     raise FewshotError(f'roselora(density={density}) is the kept share, above 0 and at most 1')
 

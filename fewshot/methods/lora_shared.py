@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fewshot.errors import FewshotError
 from fewshot.methods.activations import Site, in_activations, wide
-from fewshot.methods.base import Method, method
+from fewshot.methods.base import Method, at_least_one, method
 from fewshot.methods.paths import Where
 
 __all__ = ['block_lora', 'comp_lora', 'randlora', 'vblora', 'vera']
@@ -28,7 +28,7 @@ def vera(where: Where = r'.*/(query|value)', rank: int = 256, d_initial: float =
   >>> vera(rank=4).mergeable
   True
   """
-  _check_rank('vera', rank)
+  at_least_one('vera', rank=rank)
 
   def shared(key: Array, sites: dict[str, Site]) -> Entries:
     d, k = (max(n) for n in zip(*map(dims, sites.values()), strict=True))
@@ -64,7 +64,7 @@ def randlora(where: Where = r'.*/(query|value)', rank: int = 32, alpha: float = 
   >>> randlora(rank=4).mergeable
   True
   """
-  _check_rank('randlora', rank)
+  at_least_one('randlora', rank=rank)
   scale = alpha / rank
 
   def shared(key: Array, sites: dict[str, Site]) -> Entries:
@@ -118,7 +118,7 @@ def vblora(
   >>> vblora(rank=2, vector_length=8).mergeable
   True
   """
-  _check_rank('vblora', rank)
+  at_least_one('vblora', rank=rank)
   if not 1 <= topk <= num_vectors:
     raise FewshotError(f'vblora(topk={topk}) takes 1 to num_vectors={num_vectors} vectors a piece')
 
@@ -190,7 +190,7 @@ def comp_lora(
   >>> comp_lora(rank=4).mergeable
   True
   """
-  _check_rank('comp_lora', rank)
+  at_least_one('comp_lora', rank=rank)
   scale = alpha / rank
 
   def init(key: Array, site: Site) -> Entries:
@@ -230,8 +230,3 @@ def _mixed(t: Entries, name: str, topk: int) -> Array:
   top, i = jax.lax.top_k(t[name], topk)  # [r, pieces, k]
   pieces = (jax.nn.softmax(top)[..., None] * t['bank'][i]).sum(-2)
   return pieces.reshape(len(pieces), -1)
-
-
-def _check_rank(name: str, rank: int) -> None:
-  if rank < 1:
-    raise FewshotError(f'{name}(rank={rank}) has no rank; rank is at least 1')

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from fewshot.errors import FewshotError
 from fewshot.methods import lora_inits, paths
 from fewshot.methods.activations import Site, wide
-from fewshot.methods.base import Forward, Method, Params, State, Theta, method
-from fewshot.methods.lora_inits import Given, check_sizes, normal
+from fewshot.methods.base import Forward, Method, Params, State, Theta, at_least_one, method
+from fewshot.methods.lora_inits import Given, normal
 from fewshot.methods.lowrank import low_rank, plain, scale, sizes
 from fewshot.methods.paths import Where
 from fewshot.methods.weights import in_weights, widen
@@ -42,7 +42,7 @@ def dora(where: Where = KERNELS, rank: int = 8, alpha: float = 16.0) -> Method:
   >>> dora(rank=4).mergeable
   True
   """
-  check_sizes('dora', rank=rank)
+  at_least_one('dora', rank=rank)
 
   def init(key: Array, w: Array) -> dict[str, Array]:
     v = _matrix(w, 'dora')
@@ -70,7 +70,7 @@ def lora_xs(
   >>> lora_xs(rank=4).mergeable
   True
   """
-  check_sizes('lora_xs', rank=rank)
+  at_least_one('lora_xs', rank=rank)
 
   def init(key: Array, site: Site) -> dict[str, Array]:
     g = _given('lora_xs', key, site, rank)
@@ -96,7 +96,7 @@ def lora_sb(where: Where = SITES, rank: int = 8, lr: float = 1e-4) -> Method:
   >>> lora_sb(rank=4).mergeable
   True
   """
-  check_sizes('lora_sb', rank=rank)
+  at_least_one('lora_sb', rank=rank)
 
   def init(key: Array, site: Site, seen: Array | None) -> dict[str, Array]:
     g = _given('lora_sb', key, site, rank, seen)
@@ -122,7 +122,7 @@ def lora_mini(where: Where = SITES, rank: int = 8, alpha: float = 16.0, width: i
   >>> lora_mini(rank=4).mergeable
   True
   """
-  check_sizes('lora_mini', rank=rank, width=width)
+  at_least_one('lora_mini', rank=rank, width=width)
 
   def init(key: Array, site: Site) -> dict[str, Array]:
     d, k = sizes(site, 'lora_mini')
@@ -151,7 +151,7 @@ def lora_sp(
   >>> lora_sp(rank=4).mergeable
   True
   """
-  check_sizes('lora_sp', rank=rank)
+  at_least_one('lora_sp', rank=rank)
   if not 0 < fraction <= 1:
     raise FewshotError(f'lora_sp(fraction={fraction}) is the trained share, above 0 and at most 1')
 
@@ -195,7 +195,7 @@ def selective_lora(
   >>> selective_lora(rank=4).mergeable
   True
   """
-  check_sizes('selective_lora', rank=rank)
+  at_least_one('selective_lora', rank=rank)
 
   def init(key: Array, site: Site) -> dict[str, Array]:
     return plain('selective_lora', key, site, rank) | {'score': jnp.ones(1, wide(site))}
@@ -224,7 +224,7 @@ def pego(where: Where = SITES, rank: int = 4, num: int = 4, weight: float = 1e-3
   >>> pego(rank=2).mergeable
   True
   """
-  check_sizes('pego', rank=rank, num=num)
+  at_least_one('pego', rank=rank, num=num)
 
   def init(key: Array, site: Site) -> dict[str, Array]:
     g = _given('pego', key, site, rank)
@@ -260,7 +260,7 @@ def pmss(where: Where = SITES, rank: int = 16, alpha: float = 16.0) -> Method:
   >>> pmss(rank=4).mergeable
   True
   """
-  check_sizes('pmss', rank=rank)
+  at_least_one('pmss', rank=rank)
 
   def init(key: Array, site: Site) -> dict[str, Array]:
     g = _given('pmss', key, site, rank)
@@ -294,7 +294,7 @@ def dsee(
   >>> dsee(rank=4).mergeable
   True
   """
-  check_sizes('dsee', rank=rank, entries=entries)
+  at_least_one('dsee', rank=rank, entries=entries)
   if not 0 <= prune < 1:
     raise FewshotError(f'dsee(prune={prune}) is the dropped share, at least 0 and below 1')
 

@@ -12,7 +12,7 @@ import optax
 from fewshot.errors import FewshotError, nearest
 from fewshot.methods import lora_inits, paths
 from fewshot.methods.activations import Site, in_activations, output, wide
-from fewshot.methods.base import Calib, Forward, Method, Params, Theta, method
+from fewshot.methods.base import Calib, Forward, Method, Params, Theta, at_least_one, method
 from fewshot.methods.paths import Where
 
 __all__ = ['lora', 'lora_plus', 'lora_pro']
@@ -237,8 +237,7 @@ def _check(
   rank: int, alpha: float, scaling: str, dropout: float, ranks: tuple, freeze: str, init: str,
   rho: float,
 ) -> None:  # fmt: skip
-  if rank < 1:
-    raise FewshotError(f'lora(rank={rank}) has no rank; rank is at least 1')
+  at_least_one('lora', rank=rank)
   if scaling not in ('alpha/r', 'alpha/sqrt(r)'):
     raise FewshotError(f"lora(scaling={scaling!r}) is neither 'alpha/r' nor 'alpha/sqrt(r)'")
   if not 0 <= dropout < 1:

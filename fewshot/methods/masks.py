@@ -10,7 +10,7 @@ import numpy as np
 
 from fewshot.errors import FewshotError, brief
 from fewshot.methods import paths
-from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, method
+from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, at_least_one, method
 from fewshot.methods.paths import Where
 from fewshot.methods.weights import floats, in_weights, tune, widen
 
@@ -75,8 +75,7 @@ def last_layers(k: int = 1, where: Where = '.*') -> Method:
   >>> last_layers(2).mergeable
   True
   """
-  if k < 1:
-    raise FewshotError(f'last_layers(k={k}) trains nothing; k is at least 1')
+  at_least_one('last_layers', k=k)
   return layers(-k, -1, where)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from fewshot.errors import FewshotError, brief
 from fewshot.methods import paths
-from fewshot.methods.activations import Site, in_activations, sites
+from fewshot.methods.activations import Site, beside, in_activations, sites
 from fewshot.methods.base import (
   Batch,
   Calib,
@@ -22,6 +22,7 @@ from fewshot.methods.base import (
   Params,
   State,
   Theta,
+  at_least_one,
   method,
 )
 from fewshot.methods.paths import Where
@@ -51,7 +52,7 @@ def prefix(length: int = 10, width: int | None = None, where: Where = CORES) -> 
   >>> prefix(length=4).mergeable
   False
   """
-  _check('prefix', length=length, width=width)
+  at_least_one('prefix', length=length, width=width)
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     read = jax.eval_shape(lambda: _attended(forward, params, calib.batch, where))
@@ -83,7 +84,7 @@ def llama_adapter(length: int = 10, where: Where = CORES) -> Method:
   >>> llama_adapter(length=4).mergeable
   False
   """
-  _check('llama_adapter', length=length)
+  at_least_one('llama_adapter', length=length)
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     leaves, theta = paths.flatten(params), {}
@@ -124,7 +125,7 @@ def context_tuning(length: int = 64, dropout: float = 0.05, where: Where = CORES
   >>> context_tuning(length=8).mergeable
   False
   """
-  _check('context_tuning', length=length)
+  at_least_one('context_tuning', length=length)
   if not 0 <= dropout < 1:
     raise FewshotError(f'context_tuning(dropout={dropout}) is no probability below 1')
   salt = paths.stable_hash('context_tuning')
@@ -286,20 +287,16 @@ def _projected(params: Params, core: str, t: dict[str, Array]) -> dict[str, Arra
   """Keys and values [length, G D] of a prompt [length, d], by the maps beside the core."""
   leaves, out = paths.flatten(params), {}
   for name in ('key', 'value'):
-    y, bias = t['prompt'] @ _kernel(leaves, core, name), f'{_beside(core, name)}/bias'
+    y, bias = t['prompt'] @ _kernel(leaves, core, name), f'{beside(core, name)}/bias'
     out[f'{name}s'] = y + leaves[bias] if bias in leaves else y
   return out
 
 
 def _kernel(leaves: dict[str, Array], core: str, name: str) -> Array:
-  path = f'{_beside(core, name)}/kernel'
+  path = f'{beside(core, name)}/kernel'
   if path not in leaves:
     raise FewshotError(f'llama_adapter projects its prompt by {path!r}, which is not there')
   return leaves[path]
-
-
-def _beside(core: str, name: str) -> str:
-  return f'{core.rpartition("/")[0]}/{name}'
 
 
 def _context(batch: Batch, length: int) -> tuple[Batch, dict[str, Array]]:
@@ -331,9 +328,3 @@ def _fingerprint(batch: Batch) -> Array:
 
 def _key(key: Array, path: str) -> Array:
   return jax.random.fold_in(key, paths.stable_hash(path))
-
-
-def _check(name: str, **sizes: int | None) -> None:
-  for what, size in sizes.items():
-    if size is not None and size < 1:
-      raise FewshotError(f'{name}({what}={size}) has none; {what} is at least 1')

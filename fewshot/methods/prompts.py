@@ -9,7 +9,17 @@ import jax.numpy as jnp
 from fewshot.errors import FewshotError, brief
 from fewshot.methods import paths
 from fewshot.methods.activations import in_activations
-from fewshot.methods.base import Batch, Calib, Forward, Method, Params, State, Theta, method
+from fewshot.methods.base import (
+  Batch,
+  Calib,
+  Forward,
+  Method,
+  Params,
+  State,
+  Theta,
+  at_least_one,
+  method,
+)
 from fewshot.methods.prefixes import dense
 from fewshot.methods.weights import widen
 
@@ -82,7 +92,7 @@ def p_tuning(
     raise FewshotError(f'p_tuning(encoder={encoder!r}); there are mlp, lstm')
   if encoder == 'mlp' and layers != 2:
     raise FewshotError(f'p_tuning(layers={layers}) is of the lstm; the mlp has three maps')
-  _check('p_tuning', width=width, layers=layers)
+  at_least_one('p_tuning', width=width, layers=layers)
 
   def start(key: Array, table: Array, batch: Batch) -> Entries:
     del batch
@@ -116,7 +126,7 @@ def dept(length: int = 40, rank: int = 45, max_length: int = 256) -> Method:
   >>> dept(length=2, rank=3).mergeable
   False
   """
-  _check('dept', rank=rank, max_length=max_length)
+  at_least_one('dept', rank=rank, max_length=max_length)
   rows = _rows('dept', length)
 
   def start(key: Array, table: Array, batch: Batch) -> Entries:
@@ -138,7 +148,7 @@ def ept(length: int = 60, rank: int = 30, spaces: int = 4, max_length: int = 256
   >>> ept(length=2, rank=3).mergeable
   False
   """
-  _check('ept', rank=rank, spaces=spaces, max_length=max_length)
+  at_least_one('ept', rank=rank, spaces=spaces, max_length=max_length)
   rows = _rows('ept', length)
 
   def start(key: Array, table: Array, batch: Batch) -> Entries:
@@ -173,7 +183,7 @@ def _prompted(
   `start(key, table, batch) -> t`, of the embedding table [V, d]; `change(t, places)` is added to
   the tokens at these places [B, T] of the text.
   """
-  _check(name, length=length)
+  at_least_one(name, length=length)
 
   def call(t: Entries, f: Any, x: Array, mask: Array, *per_token: Array) -> Any:
     going_on = mask.shape[1] > x.shape[1]  # Decoding: the prompt is in the cache.
@@ -296,9 +306,3 @@ def _lstm(t: Entries, name: str, x: Array, reverse: bool) -> Array:
   z = _map(t, f'{name}_in', x)
   zero = jnp.zeros(z.shape[1] // 4, z.dtype)
   return jax.lax.scan(step, (zero, zero), z, reverse=reverse)[1]
-
-
-def _check(name: str, **sizes: int) -> None:
-  for what, size in sizes.items():
-    if size < 1:
-      raise FewshotError(f'{name}({what}={size}) is empty; {what} is at least 1')

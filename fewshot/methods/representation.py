@@ -8,17 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 
 from fewshot.errors import FewshotError
 from fewshot.methods import paths
-from fewshot.methods.activations import Site, in_activations, output, sites, wide
+from fewshot.methods.activations import (
+  Site,
+  beside,
+  in_activations,
+  output,
+  outputs,
+  per_batch,
+  wide,
+)
 from fewshot.methods.base import (
   Batch,
   Calib,
   Forward,
   Method,
-  Outputs,
   Params,
   State,
   Theta,
@@ -189,24 +195,6 @@ def bias_steering(
   return in_activations(where, init, call, observe=observe if alpha else None)
 
 
-def per_batch(
-  where: Where,
-  init: Callable[..., dict[str, Array]],
-  call: Callable[[Batch], Callable[..., Any]],
-  **more: Any,
-) -> Method:
-  """As `in_activations`, but of a call that is made for each batch: `call(batch)(t, f, ...)`."""
-
-  def wrap(forward: Forward, theta: Theta, state: State) -> Forward:
-    def adapted(params: Params, batch: Batch, key: Array | None = None) -> Outputs:
-      of_batch = in_activations(where, init, call(batch), **more)
-      return of_batch.wrap(forward, theta, state)(params, batch, key)
-
-    return adapted
-
-  return in_activations(where, init, call({}), **more)._replace(wrap=wrap)
-
-
 def real(batch: Batch, x: Array) -> Array:
   """Which of the tokens x [B, T, ...] are real [B, T].
 
@@ -218,28 +206,6 @@ def real(batch: Batch, x: Array) -> Array:
   if more < 0 or (more and two):
     return jnp.ones(x.shape[:2], bool)
   return jnp.pad(jnp.asarray(mask, bool), ((0, 0), (more, 0)))
-
-
-def beside(path: str, name: str) -> str:
-  """The path of the module of this name in the module that `path` is in."""
-  return f'{path.rpartition("/")[0]}/{name}'.removeprefix('/')
-
-
-def outputs(forward: Forward, params: Params, batch: Batch, where: Where) -> dict[str, Array]:
-  """What the selected modules return, by path; each returns one floating array."""
-  found = {p: output(s) for p, s in sites(forward, params, batch, where).items()}
-  seen: dict[str, Array] = {}
-
-  def record(next_fn: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    y = next_fn(*args, **kwargs)
-    path = '/'.join(context.module.path) if context.module.scope is not None else ''
-    if path in found and context.method_name == '__call__':
-      seen.setdefault(path, y)
-    return y
-
-  with nn.intercept_methods(record):
-    forward(params, batch)
-  return {p: seen[p] for p in found}
 
 
 def _orthonormal(w: Array) -> Array:

@@ -9,8 +9,8 @@ from flax import linen as nn
 
 from fewshot.errors import FewshotError
 from fewshot.methods import paths
-from fewshot.methods.activations import Site, in_activations, output, sites, wide
-from fewshot.methods.adapters import at_least_one, bottleneck, branch
+from fewshot.methods.activations import Site, in_activations, output, per_batch, sites, wide
+from fewshot.methods.adapters import bottleneck, branch
 from fewshot.methods.base import (
   Batch,
   Calib,
@@ -19,12 +19,12 @@ from fewshot.methods.base import (
   Params,
   State,
   Theta,
+  at_least_one,
   chain,
   method,
 )
 from fewshot.methods.paths import Where
 from fewshot.methods.prefixes import prefix
-from fewshot.methods.representation import per_batch
 
 __all__ = ['lst', 'mam', 'mosa', 'parallel']
 Array = jax.Array
@@ -48,8 +48,7 @@ def lst(where: Where = r'(.*/)?encoder/block_\d+', reduction: int = 8) -> Method
   >>> lst(reduction=4).mergeable
   False
   """
-  if reduction < 1:
-    raise FewshotError(f'lst(reduction={reduction}) would widen; reduction is at least 1')
+  at_least_one('lst', reduction=reduction)
 
   def init_all(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     blocks = sites(forward, params, calib.batch, where)

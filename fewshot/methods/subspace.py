@@ -9,7 +9,7 @@ import numpy as np
 
 from fewshot.errors import FewshotError
 from fewshot.methods import paths
-from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, method
+from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, at_least_one, method
 from fewshot.methods.paths import Where
 from fewshot.methods.weights import SHARED, floats
 
@@ -34,8 +34,7 @@ def intrinsic_dimension(dim: int = 200, where: Where = '.*', form: str = 'did') 
   """
   if form not in ('did', 'said'):
     raise FewshotError(f"intrinsic_dimension(form={form!r}) is not known; known: 'did', 'said'")
-  if dim < 1:
-    raise FewshotError(f'intrinsic_dimension(dim={dim}) trains nothing; dim is at least 1')
+  at_least_one('intrinsic_dimension', dim=dim)
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     del forward, calib

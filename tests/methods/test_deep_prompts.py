@@ -75,5 +75,5 @@ def test_models_without_a_class_token_of_images_are_refused(name):
   on = laws.fixture(name)
   with pytest.raises(FewshotError, match='behind a class token of images, inputs/cls; there are'):
     methods.vpt().init(KEY, on.model.forward, on.model.params, on.calib)
-  with pytest.raises(FewshotError, match='is empty; length is at least 1'):
+  with pytest.raises(FewshotError, match='too small; length is at least 1'):
     methods.vpt(length=0)

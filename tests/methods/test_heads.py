@@ -131,8 +131,8 @@ def test_prototypes_need_labels_to_start(tiny):
 @pytest.mark.parametrize(
   ('make', 'said'),
   [
-    (lambda: methods.mlp(width=0), 'has no units; width is at least 1'),
-    (lambda: methods.learned_prototypes(0), 'has none; count is at least 1'),
+    (lambda: methods.mlp(width=0), 'width is at least 1'),
+    (lambda: methods.learned_prototypes(0), 'count is at least 1'),
     (lambda: methods.learned_prototypes(join='sum'), 'there are mean, max, logsumexp'),
     (lambda: methods.learned_prototypes(distance='dot'), 'there are cosine, euclidean'),
     (lambda: methods.nearest_mean('dot'), 'there are cosine, euclidean'),

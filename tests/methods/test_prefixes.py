@@ -176,7 +176,7 @@ def test_other_sites_and_batches_are_refused(tiny):
     methods.prefix(where='.*/mlp').init(KEY, tiny.forward, tiny.params, tiny.calib)
   with pytest.raises(FewshotError, match='rows of tokens and mask, and the batch has image'):
     methods.context_tuning().init(KEY, image.model.forward, image.model.params, image.calib)
-  with pytest.raises(FewshotError, match=r'prefix\(length=0\) has none'):
+  with pytest.raises(FewshotError, match=r'prefix\(length=0\) is too small'):
     methods.prefix(length=0)
   with pytest.raises(FewshotError, match=r'dropout=1.0\) is no probability'):
     methods.context_tuning(dropout=1.0)

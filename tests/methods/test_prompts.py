@@ -137,7 +137,7 @@ def test_wrong_starts_are_refused(tiny):
     methods.p_tuning(encoder='gru')
   with pytest.raises(FewshotError, match=r'layers=3\) is of the lstm'):
     methods.p_tuning(layers=3)
-  with pytest.raises(FewshotError, match=r'dept\(rank=0\) is empty'):
+  with pytest.raises(FewshotError, match=r'dept\(rank=0\) is too small'):
     methods.dept(rank=0)
 
 
