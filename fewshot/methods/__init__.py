@@ -84,8 +84,35 @@ METHODS: tuple[Callable[..., Method], ...] = (
 )
 PLACE = {name: place for file, place in FILES.items() for name in file.__all__}
 PLACE['as_weights'] = 'weight'
-# What HF PEFT calls them.
-PEFT = {'layernorm': 'LN_TUNING', 'lora': 'LORA', 'ia3': 'IA3', 'soft_prompt': 'PROMPT_TUNING'}
+# What HF PEFT calls them; `exchange` reads and writes these.
+PEFT = {
+  'adalora': 'ADALORA',
+  'boft': 'BOFT',
+  'c3a': 'C3A',
+  'dora': 'LORA',
+  'fourierft': 'FOURIERFT',
+  'hra': 'HRA',
+  'ia3': 'IA3',
+  'layernorm': 'LN_TUNING',
+  'llama_adapter': 'ADAPTION_PROMPT',
+  'loha': 'LOHA',
+  'lokr': 'LOKR',
+  'lora': 'LORA',
+  'lora_plus': 'LORA',
+  'lora_pro': 'LORA',
+  'miss': 'MISS',
+  'oft': 'OFT',
+  'p_tuning': 'P_TUNING',
+  'prefix': 'PREFIX_TUNING',
+  'randlora': 'RANDLORA',
+  'road': 'ROAD',
+  'scaled_prompt': 'PROMPT_TUNING',
+  'shira': 'SHIRA',
+  'soft_prompt': 'PROMPT_TUNING',
+  'tokens': 'TRAINABLE_TOKENS',
+  'vblora': 'VBLORA',
+  'vera': 'VERA',
+}
 VOCABULARY: dict[str, Callable] = {f.__name__: f for f in (*METHODS, chain, at)}
 
 

@@ -41,7 +41,9 @@ def embeddings() -> Method:
 
 @method
 def layers(first: int = 0, last: int = -1, where: Where = '.*') -> Method:
-  """The blocks `first` to `last` train, both included; -1 is the last block of the model.
+  """The blocks `first` to `last` train, both included (Lee et al. 2019, arXiv:1911.03090).
+
+  -1 is the last block of the model.
 
   Blocks are counted through the stages of a CNN, and in each of several stacks (two towers, encoder
   and decoder) by itself; `where` selects among their leaves.  A block beyond the depth is refused.

@@ -98,7 +98,7 @@ def tune(where: Where = '.*') -> Method:
 
 @method
 def full() -> Method:
-  """Full fine-tuning: every float leaf of params trains.
+  """Full fine-tuning (Howard and Ruder 2018, arXiv:1801.06146): every float leaf of params trains.
 
   >>> full().mergeable
   True
@@ -128,7 +128,9 @@ def layernorm() -> Method:
 
 @method
 def linear_probe() -> Method:
-  """Trains the classifier `head` that a model came with; for a fresh one see `linear`.
+  """A linear probe (Alain and Bengio 2016, arXiv:1610.01644): the model's own `head` trains.
+
+  For a fresh classifier see `linear`.
 
   >>> linear_probe().mergeable
   True

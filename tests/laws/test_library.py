@@ -15,10 +15,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fewshot
-from fewshot import methods
+from fewshot import fits, methods, objectives
 from fewshot.errors import FewshotError
 from fewshot.methods import paths
 from tests.laws import laws
@@ -147,6 +148,30 @@ def test_merge_in_float64(row):
   with jax.enable_x64(True):
     applied, merged = both(laws.cast(model.params, np.float64))
   assert applied.dtype == np.float64 and worst(merged, applied) < 1e-9
+
+
+@pytest.mark.product
+def test_trained_state_is_as_large_as_theta(row):
+  """A step of Adam returns theta and two moments, whatever the size of the frozen weights."""
+  model, (theta, state) = row.on.model, row.seen()[:2]
+  if not row.case.count:
+    return
+  loss = fits.Loss(model.forward, row.method, model.params, objectives.classification())
+  tx = loss.optimizer(optax.adam(1e-3))
+
+  def step(theta, opt, params, state):
+    bound = loss._replace(params=params)
+    grads = jax.grad(lambda t: bound(t, state, row.on.batch, jax.random.key(0))[0])(theta)
+    extra = {'method_state': state, 'frozen': params, 'step': 1, 'key': jax.random.key(0)}
+    updates, opt = tx.update(grads, opt, theta, **extra)
+    return optax.apply_updates(theta, updates), opt
+
+  opt = jax.eval_shape(tx.init, theta)
+  memory = jax.jit(step).lower(theta, opt, model.params, state).compile().memory_analysis()
+  bytes_of = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
+  # AdaLoRA and RoseLoRA remember two numbers a weight more; counts and alignment are small.
+  leaves = len(jax.tree.leaves((theta, opt)))
+  assert memory.output_size_in_bytes <= 5 * bytes_of(theta) + 64 * leaves
 
 
 def test_dtypes(row):
