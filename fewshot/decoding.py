@@ -134,7 +134,8 @@ def _extend(i: Any, logits: Array, state: Search, ends: Array) -> Search:
   """Adds token i: of the likeliest continuations, those that end finish and K others run on."""
   rows, k, new = state.running.tokens.shape
   logp = state.running.scores[..., None] + _log_softmax(logits).reshape(rows, k, -1)
-  ahead = max(2, 1 + len(ends)) * k  # K run on even where every beam ends in every way.
+  # K run on even where every beam ends in every way.
+  ahead = min(max(2, 1 + len(ends)) * k, logp.shape[1] * logp.shape[2])
   scores, flat = jax.lax.top_k(logp.reshape(rows, -1), ahead)
   parents, token = flat // logp.shape[-1], (flat % logp.shape[-1]).astype(jnp.int32)
   tokens = state.running.at(parents).tokens.at[:, :, i].set(token)

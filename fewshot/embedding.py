@@ -1,14 +1,14 @@
 """Sentence embeddings: the pooled features of texts, in batches of few shapes."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, counts
 from fewshot.models.base import Model
 from fewshot.tasks import buckets
 from fewshot.tasks.encode import tokenize
@@ -48,7 +48,8 @@ def embed(
   >>> e.shape, bool(e[0] @ e[2] > 0.999), bool(e[0] @ e[1] > 0.999)
   ((3, 8), True, False)
   """
-  _check(model, texts, batch)
+  texts = _check(model, texts, batch)
+  counts(max_length=max_length)
   longest = min(max_length, model.positions or max_length)
   rows, lengths = tokenize(model.tokenizer, texts, longest)
   forward = _jitted(model.forward)
@@ -63,18 +64,16 @@ def embed(
   return found / np.maximum(norms, np.finfo(np.float32).tiny) if normalise else found
 
 
-def _check(model: Model, texts: Sequence[str], batch: int) -> None:
+def _check(model: Model, texts: Sequence[str], batch: int) -> list[str]:
   if model.tokenizer is None:
     raise FewshotError(f'{model.name} has no tokenizer; embed takes a model that reads texts')
-  if isinstance(texts, str):
+  if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
     raise FewshotError('embed takes a list of texts, not one text; write embed(model, [text])')
-  if not len(texts):
+  texts = list(texts)
+  if not texts:
     raise FewshotError('embed takes at least one text, and the list is empty')
-  odd = next((t for t in texts if not isinstance(t, str)), None)
-  if odd is not None:
-    raise FewshotError(f'embed takes texts, but there is a {type(odd).__name__}')
-  if batch < 1:
-    raise FewshotError(f'batch={batch} holds no text; batch is at least 1')
+  counts(batch=batch)
+  return texts
 
 
 def _batches(lengths: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, int, int]]:

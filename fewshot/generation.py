@@ -11,7 +11,9 @@ for scalars.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import jax
@@ -19,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshot import decoding
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, counts
 from fewshot.models.base import Model
 from fewshot.tasks import buckets
-from fewshot.tasks.encode import tokenize
+from fewshot.tasks.encode import check_texts, tokenize
 
 Array = jax.Array
+COLDEST = 1e-6  # A temperature below it overflows logits.
 
 
 def generate(
@@ -68,15 +71,16 @@ def generate(
   >>> generate(gpt2.forward(tiny), params, gpt2.example(tiny), 3)['tokens'].shape
   (1, 3)
   """
-  ends = jnp.asarray([] if eos is None else eos, jnp.int32).reshape(-1)
   _check(new, key, temperature, top_p, beams)
-  fed = 'decoder_tokens' if 'decoder_tokens' in batch else 'tokens'
+  fed = _check_batch(batch)
 
   def step(cache: Any, tokens: Array) -> tuple[Array, Any]:
     out = forward(params, {fed: tokens[:, None], 'cache': cache})
     return out['token_logits'][:, 0], out['cache']
 
   logits, cache = _prefill(forward, params, batch, fed, new - 1)
+  _check_tokens(batch, fed, logits.shape[-1])
+  ends = _ends(eos, logits.shape[-1])
   if beams > 1:
     return decoding.beam_search(step, logits, cache, new, beams, ends)
   pick = functools.partial(decoding.pick, temperature=temperature, top_p=top_p)
@@ -104,14 +108,11 @@ def continue_texts(
     FewshotError: there is no tokenizer or no such token, or texts and `new` tokens exceed the
       model's positions.
   """
-  if isinstance(texts, str):
-    raise FewshotError('continue_texts takes a list of texts, not one text; write [text]')
-  if model.tokenizer is None:
-    raise FewshotError(f'{model.name} has no tokenizer; call generate with arrays of tokens')
+  texts = _listed(model, texts)
+  _check(new, key, temperature, top_p, beams)
+  counts(batch=batch)
   if not texts:
     return []
-  if not all(texts) and not model.tokenizer.num_special_tokens_to_add(False):
-    raise FewshotError(f'text {list(texts).index("")} is empty, so there is nothing to continue')
   rows, lengths = tokenize(model.tokenizer, texts, max_length=1 << 30)
   limit = rows['tokens'].shape[1] if model.positions is None else model.positions - new
   if lengths.max() > limit:
@@ -120,7 +121,7 @@ def continue_texts(
       f'text {i} has {lengths[i]} tokens, and {new} new ones do not fit after it into the '
       f'{model.positions} positions of {model.name}; cut it or generate fewer'
     )
-  ends = _ids(model, (eos,) if isinstance(eos, str) else tuple(eos))
+  ends = _ids(model, eos)
   run = _jitted(model.forward, new, temperature, top_p, beams, ends)
   out = [''] * len(texts)
   for n, (index, width) in enumerate(_batches(lengths, batch)):
@@ -136,16 +137,34 @@ def continue_texts(
   return out
 
 
+def _listed(model: Model, texts: Sequence[str]) -> list[str]:
+  """The texts, if each can be continued."""
+  if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+    raise FewshotError('continue_texts takes a list of texts, not one text; write [text]')
+  if model.tokenizer is None:
+    raise FewshotError(f'{model.name} has no tokenizer; call generate with arrays of tokens')
+  texts = list(texts)
+  check_texts(texts)
+  if not all(texts) and not model.tokenizer.num_special_tokens_to_add(False):
+    raise FewshotError(f'text {texts.index("")} is empty, so there is nothing to continue')
+  return texts
+
+
 def _check(new: int, key: Any, temperature: float, top_p: float, beams: int) -> None:
-  if new < 1 or beams < 1:
-    raise FewshotError(f'new={new} and beams={beams} are at least 1')
-  if temperature < 0 or not 0 < top_p <= 1:
-    raise FewshotError(f'temperature={temperature} is at least 0, and 0 < top_p={top_p} <= 1')
+  counts(new=new, beams=beams)
+  for name, value in (('temperature', temperature), ('top_p', top_p)):
+    if isinstance(value, bool) or not isinstance(value, Real):
+      raise FewshotError(f'{name}={value!r} is no number')
+  if temperature and not COLDEST <= temperature < math.inf:
+    raise FewshotError(f'temperature={temperature} is 0, or finite and at least {COLDEST}')
+  if not 0 < top_p <= 1:
+    raise FewshotError(f'top_p={top_p} is a probability, above 0 and at most 1')
   if beams > 1 and temperature:
     raise FewshotError(f'beams={beams} search and temperature={temperature} draws; choose one')
   if key is not None and not temperature:
     raise FewshotError('a key draws tokens, and temperature=0 takes the likeliest; set one, as 1.0')
-  if key is not None and not jnp.issubdtype(getattr(key, 'dtype', int), jax.dtypes.prng_key):
+  typed = jnp.issubdtype(getattr(key, 'dtype', int), jax.dtypes.prng_key)
+  if key is not None and not (typed and key.shape == ()):
     raise FewshotError(f'key={key!r} is no key; pass key=jax.random.key(seed)')
   if temperature and key is None:
     raise FewshotError(f'temperature={temperature} draws tokens; pass key=jax.random.key(seed)')
@@ -153,12 +172,49 @@ def _check(new: int, key: Any, temperature: float, top_p: float, beams: int) -> 
     raise FewshotError(f'top_p={top_p} is of drawn tokens; set a temperature, such as 1.0')
 
 
+def _check_batch(batch: dict[str, Any]) -> str:
+  """Which entry new tokens are fed as; refuses arrays that are not of one batch."""
+  fed = 'decoder_tokens' if 'decoder_tokens' in batch else 'tokens'
+  if fed not in batch:
+    raise FewshotError(f'generate continues tokens, and the batch has {", ".join(batch)}')
+  names = {'tokens', 'decoder_tokens'} & batch.keys()
+  arrays = {name: jnp.asarray(batch[name]) for name in names}
+  for name, x in arrays.items():
+    if x.ndim != 2 or 0 in x.shape or x.shape[:1] != arrays[fed].shape[:1]:
+      raise FewshotError(f'{name} is {list(x.shape)}; give [B, T] of one B, neither of them 0')
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+      raise FewshotError(f'{name} is {x.dtype}; tokens are whole numbers')
+    mask = name.replace('tokens', 'mask')
+    if mask in batch and np.shape(batch[mask]) != x.shape:
+      raise FewshotError(f'{mask} is {list(np.shape(batch[mask]))}, and {name} {list(x.shape)}')
+  return fed
+
+
+def _check_tokens(batch: dict[str, Any], fed: str, vocab: int) -> None:
+  """Refuses values that make no sense, where they are known: while a program is traced, none is."""
+  for name in {'tokens', 'decoder_tokens', fed.replace('tokens', 'mask')} & batch.keys():
+    x = batch[name]
+    if isinstance(x, jax.core.Tracer) or not getattr(x, 'is_fully_addressable', True):
+      continue
+    x = np.asarray(x)
+    if 'tokens' in name and not 0 <= x.min() <= x.max() < vocab:
+      raise FewshotError(f'{name} are from {x.min()} to {x.max()}; the vocabulary has {vocab}')
+    if 'mask' in name and not (x[:, 0].all() and (x[:, 1:] <= x[:, :-1]).all()):
+      raise FewshotError(f'{name} has holes, or an empty row; pad rows on the right')
+
+
+def _ends(eos: Any, vocab: int) -> Array:
+  """The tokens that end a row, as an array."""
+  ids = np.unique([] if eos is None else eos)
+  if ids.size and (ids.dtype.kind not in 'iu' or ids[0] < 0 or ids[-1] >= vocab):
+    raise FewshotError(f'eos={eos!r} is no token, or tokens, of a vocabulary of {vocab}')
+  return jnp.asarray(ids, jnp.int32)
+
+
 def _prefill(
   forward: Callable[..., dict[str, Any]], params: Any, batch: dict[str, Any], fed: str, room: int
 ) -> tuple[Array, Any]:
   """The logits [B, V] behind each row's last token, and the cache with room for more."""
-  if fed not in batch:
-    raise FewshotError(f'generate continues tokens, and the batch has {", ".join(batch)}')
   mask = batch.get(fed.replace('tokens', 'mask'))
   mask = jnp.ones(batch[fed].shape, bool) if mask is None else jnp.asarray(mask, bool)
   last = jnp.where(mask, jnp.arange(mask.shape[1]), 0).max(-1, keepdims=True)
@@ -188,7 +244,10 @@ def _written(tokenizer: Any, read: list[int], new: list[int]) -> str:
   return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new)
 
 
-def _ids(model: Model, tokens: tuple[str, ...]) -> tuple[int, ...]:
+def _ids(model: Model, eos: str | Sequence[str]) -> tuple[int, ...]:
+  tokens = tuple(eos) if isinstance(eos, Iterable) and not isinstance(eos, str) else (eos,)
+  if not all(isinstance(t, str) for t in tokens):
+    raise FewshotError(f'eos={eos!r} is no token as the tokenizer spells it; give text')
   ids = {t: model.tokenizer.token_to_id(t) for t in tokens}
   for token, i in ids.items():
     if i is None:

@@ -141,7 +141,7 @@ def test_a_wrong_word_is_one_line_that_names_the_nearest(capsys, argv, said):
     (['fit=sgd(eval_every=1)'], 'scores a dev set, and there is none'),
     (['task=trek'], "there is no task 'trek'; did you mean 'trec'?"),
     (['task=animal.csv'], 'there is no file animal.csv'),
-    (['model=minilm'], "there is no model 'minilm', nor a folder of that name"),
+    (['model=minilm'], "there is no model 'minilm', nor a file or folder of that name"),
     (['label=lable'], "animals.csv has no column 'lable'; did you mean 'label'?"),
     (['k=100000'], "class 'bird' has 6 train examples but 100000 are needed"),
     (['k=16', 'dev_k=32'], 'dev_k=32 > k=16'),

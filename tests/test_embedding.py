@@ -84,7 +84,10 @@ def test_longer_texts_are_cut(model):
   [
     ('w1 w2', r'not one text; write embed\(model, \[text\]\)'),
     ([], 'the list is empty'),
-    (['w1', 3], 'there is a int'),
+    (['w1', 3], 'there is a int at 1'),
+    (None, 'not one text'),
+    ([b'w1'], 'there is a bytes at 0'),
+    (['\ud800'], 'text 0 holds half a character'),
   ],
 )
 def test_what_is_no_list_of_texts(model, given, message):
@@ -92,9 +95,15 @@ def test_what_is_no_list_of_texts(model, given, message):
     embed(model, given)
 
 
-def test_a_batch_of_none(model):
-  with pytest.raises(FewshotError, match='batch=0 holds no text'):
-    embed(model, ['w1'], batch=0)
+@pytest.mark.parametrize('value', [0, -1, 1.5, '3', None])
+@pytest.mark.parametrize('name', ['batch', 'max_length'])
+def test_numbers_of_nothing(model, name, value):
+  with pytest.raises(FewshotError, match=f'{name}=.* is no whole number of at least 1'):
+    embed(model, ['w1'], **{name: value})
+
+
+def test_texts_may_come_one_by_one(model):
+  np.testing.assert_array_equal(embed(model, (t for t in ('w1', 'w2'))), embed(model, ['w1', 'w2']))
 
 
 def test_a_model_that_reads_no_text(model):

@@ -195,14 +195,28 @@ def test_beams_of_an_encoder_decoder_do_not_depend_on_the_batch():
 @pytest.mark.parametrize(
   'options, message',
   [
-    ({'new': 0}, 'new=0 and beams=1 are at least 1'),
-    ({'beams': 0}, 'beams=0 are at least 1'),
-    ({'temperature': -1.0}, 'temperature=-1.0 is at least 0'),
-    ({'top_p': 0.0}, 'top_p=0.0 <= 1'),
+    ({'new': 0}, 'new=0 is no whole number of at least 1'),
+    ({'beams': 0}, 'beams=0 is no whole number of at least 1'),
+    ({'temperature': -1.0}, 'temperature=-1.0 is 0, or finite and at least 1e-06'),
+    ({'top_p': 0.0}, 'top_p=0.0 is a probability, above 0 and at most 1'),
     ({'beams': 2, 'temperature': 1.0}, 'beams=2 search and temperature=1.0 draws; choose one'),
     ({'temperature': 1.0}, r'temperature=1.0 draws tokens; pass key=jax.random.key\(seed\)'),
     ({'key': jax.random.key(0)}, 'a key draws tokens, and temperature=0'),
     ({'key': 0, 'temperature': 1.0}, r'key=0 is no key; pass key=jax.random.key'),
+    ({'new': 1.5}, 'new=1.5 is no whole number'),
+    ({'new': True}, 'new=True is no whole number'),
+    ({'beams': '2'}, "beams='2' is no whole number"),
+    ({'temperature': float('nan')}, 'temperature=nan is 0, or finite and at least 1e-06'),
+    ({'temperature': float('inf')}, 'temperature=inf is 0, or finite'),
+    ({'temperature': 1e-40}, 'temperature=1e-40 is 0, or finite'),
+    ({'temperature': '1'}, "temperature='1' is no number"),
+    ({'top_p': float('nan')}, 'top_p=nan is a probability'),
+    ({'top_p': None}, 'top_p=None is no number'),
+    ({'key': jax.random.split(jax.random.key(0)), 'temperature': 1.0}, 'is no key; pass key'),
+    ({'eos': 4}, 'eos=4 is no token, or tokens, of a vocabulary of 4'),
+    ({'eos': [0, -1]}, r'eos=\[0, -1\] is no token'),
+    ({'eos': 1.5}, 'eos=1.5 is no token'),
+    ({'eos': 'a'}, "eos='a' is no token"),
     ({'top_p': 0.5}, 'top_p=0.5 is of drawn tokens; set a temperature'),
   ],
 )
@@ -216,6 +230,32 @@ def test_models_that_do_not_generate(tiny):
     generate(tiny.forward, tiny.params, tiny.batch, 2)
   with pytest.raises(FewshotError, match='continues tokens, and the batch has x'):
     generate(markov, MARKOV, {'x': np.ones((1, 2))}, 2)
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    ({'tokens': np.zeros((0, 2), int)}, r'tokens is \[0, 2\]; give \[B, T\]'),
+    ({'tokens': np.zeros((2, 0), int)}, r'tokens is \[2, 0\]; give \[B, T\]'),
+    ({'tokens': np.array([1, 2])}, r'tokens is \[2\]; give \[B, T\]'),
+    ({'tokens': np.ones((2, 1))}, 'tokens is float32; tokens are whole numbers'),
+    ({'tokens': np.array([[1], [4]])}, 'tokens are from 1 to 4; the vocabulary has 4'),
+    ({'tokens': np.array([[1], [-1]])}, 'tokens are from -1 to 1'),
+    ({'mask': np.ones((2, 2))}, r'mask is \[2, 2\], and tokens \[2, 1\]'),
+    ({'mask': np.array([[True], [False]])}, 'mask has holes, or an empty row; pad rows'),
+    ({'decoder_tokens': np.zeros((3, 1), int)}, r'tokens is \[[23], 1\]; give \[B, T\] of one B'),
+  ],
+)
+def test_batches_that_are_none(changes, said):
+  with pytest.raises(FewshotError, match=said):
+    generate(markov, jnp.asarray(MARKOV), START | changes, 2)
+
+
+def test_more_ends_than_there_are_continuations():
+  done = run(markov, MARKOV, START, 3, beams=3, eos=[0, 1, 2, 3, 3])
+  np.testing.assert_array_equal(done['lengths'], [1, 1])
+  best = np.asarray(MARKOV)[START['tokens'][:, 0]].argmax(-1)
+  np.testing.assert_array_equal(done['tokens'][:, 0], best)
 
 
 def word_model(model: Decoder, special: bool = False) -> models.Model:
@@ -285,6 +325,24 @@ def test_texts_that_cannot_be_continued():
   model = word_model(tiny('gpt2'))
   with pytest.raises(FewshotError, match=r'takes a list of texts, not one text; write \[text\]'):
     continue_texts(model, 'w1', 2)
+  for given, message in (
+    (None, 'takes a list of texts'),
+    ([None], 'there is a NoneType at 0'),
+    (['w1', b'w2'], 'there is a bytes at 1'),
+    ([('w1', 'w2')], 'there is a tuple at 0'),
+    (['w1', 'w\ud800'], r'text 1 holds half a character \(a lone surrogate\)'),
+  ):
+    with pytest.raises(FewshotError, match=message):
+      continue_texts(model, given, 2)
+  for options, message in (
+    ({'batch': -1}, 'batch=-1 is no whole number'),
+    ({'batch': 1.5}, 'batch=1.5 is no whole number'),
+    ({'new': 2.0}, 'new=2.0 is no whole number'),
+    ({'eos': 5}, 'eos=5 is no token as the tokenizer spells it'),
+    ({'key': 3, 'temperature': 1.0}, 'key=3 is no key'),
+  ):
+    with pytest.raises(FewshotError, match=message):
+      continue_texts(model, ['w1', 'w2'], **{'new': 2, **options})
   with pytest.raises(FewshotError, match='tiny has no tokenizer; call generate'):
     continue_texts(model._replace(tokenizer=None), ['w1'], 2)
   with pytest.raises(

@@ -258,4 +258,4 @@ def _intercepted(
 def _like(v: Array, x: Array) -> Array:
   """v in the dtype of the activations, where both are floating: tokens and indices are not."""
   both = jnp.issubdtype(v.dtype, jnp.inexact) and jnp.issubdtype(x.dtype, jnp.inexact)
-  return v.astype(x.dtype) if both else v
+  return jnp.asarray(v, x.dtype if both else v.dtype)  # numpy would promote otherwise than JAX.

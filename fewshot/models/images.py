@@ -144,6 +144,8 @@ def pixels(batch: Mapping[str, Any], config: Any, params: Any) -> Array:
       f'image has the shape {list(image.shape)}, and this model reads [B, H, W, {channels}]; '
       'the channels stand last'
     )
+  if 0 in image.shape:
+    raise FewshotError(f'image has the shape {list(image.shape)}, which holds no pixel; add images')
   if image.dtype != jnp.uint8 and not jnp.issubdtype(image.dtype, jnp.floating):
     raise FewshotError(
       f'image is {image.dtype}; give uint8 from 0 to 255, or floating numbers from 0 to 1'

@@ -1,11 +1,9 @@
 """Loading pretrained models: by name, or from a folder or file of weights."""
 
-import contextlib
 import dataclasses
-import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +17,12 @@ from fewshot.models import (
   bert,
   clip,
   clip_resnet,
+  configs,
   conv4,
   dinov2,
   distilbert,
   efficientnet,
+  folders,
   gemma,
   gpt2,
   images,
@@ -39,7 +39,8 @@ from fewshot.models import (
 )
 from fewshot.models import tokenizers as tokens
 from fewshot.models.base import Family, Model, hash_params
-from fewshot.models.weights import gguf, hf, llama2c, torch_file
+from fewshot.models.configs import reading
+from fewshot.models.weights import gguf, hf, llama2c
 from fewshot.models.weights.names import Names, Place, Tensor, assemble
 
 
@@ -151,11 +152,13 @@ def load(name: str, dtype: Any = None, dropout: float = 0.0, place: Place | None
   if not 0 <= dropout < 1:
     raise FewshotError(f'dropout={dropout} is a probability below 1')
   _check_dtype(dtype)
+  if not isinstance(name, str):
+    raise FewshotError(f'name={name!r} is no text; give the name of a model or a path as str')
   path, named = Path(os.path.expanduser(name)), MODELS.get(name)
   if named:
     assets.tell_licence(name)
     path = assets.get(name)
-  elif not name or not path.exists():
+  elif not name or not os.path.exists(path):
     hint = nearest(name.rpartition('/')[2].lower(), MODELS)
     raise FewshotError(f'there is no model {name!r}, nor a file or folder of that name; {hint}')
   path = path.resolve()
@@ -212,33 +215,27 @@ def _open(path: Path, named: Named | None) -> Source:
   return _of_folder(path, named)
 
 
-@contextlib.contextmanager
-def _config_of(name: str, file: str) -> Iterator[None]:
-  """Says of a family's reader of configs what it lacked."""
-  try:
-    yield
-  except KeyError as e:
-    raise FewshotError(f'{name}: {file} lacks {e.args[0]!r}') from None
-  except TypeError as e:
-    raise FewshotError(f'{name}: {file} holds a value of another type: {e}') from None
-
-
 def _of_gguf(path: Path) -> Source:
   meta, tensors = gguf.read(path)
   kind = meta.get('general.architecture', '')
-  if kind not in GGUF:
+  if not isinstance(kind, str) or kind not in GGUF:
     raise FewshotError(f'{path.name} is of architecture {kind!r}; {nearest(str(kind), GGUF)}')
   family: Any = FAMILIES[GGUF[kind]]
-  with _config_of(path.name, 'the metadata'):
+  where = f'{path.name}: the metadata'
+  with reading(where):
+    configs.check_depth(meta, where)
     config = family.config_from_gguf(meta, tensors)
-  made = tokens.from_gguf(meta)
-  return Source(family, config, tensors, family.gguf_names(config), (made, tokens.hash_of(made)))
+    configs.check(config, where)
+    names = family.gguf_names(config)
+  made = tokens.from_gguf(meta, path.name)
+  return Source(family, config, tensors, names, (made, tokens.hash_of(made)))
 
 
 def _of_llama2c(folder: Path) -> Source:
   raw, tensors = llama2c.read(folder / 'model.bin')
   family = FAMILIES['llama']
   config = family.config_from_hf(raw)
+  configs.check(config, f'{folder.name}: model.bin')
   made = tokens.from_llama2c(folder / 'tokenizer.bin')
   return Source(family, config, tensors, family.names(config), (made, tokens.hash_of(made)))
 
@@ -246,70 +243,26 @@ def _of_llama2c(folder: Path) -> Source:
 def _of_folder(folder: Path, named: Named | None) -> Source:
   extra = named.config if named else {}
   stored = hf.read_json(folder / 'config.json') if 'model_type' not in extra else {}
-  raw = {**_normalisation(folder), **stored, **extra}
+  raw = {**folders.normalisation(folder), **stored, **extra}
   kind = raw.get('model_type')
   family = FAMILIES.get(str(kind))
   if family is None:
     raise FewshotError(
       f'{folder.name}: config.json says model_type {kind!r}; {nearest(str(kind), FAMILIES)}'
     )
-  with _config_of(folder.name, 'config.json'):
-    config = family.config_from_hf(raw)
-  for left in (a for a in raw.get('architectures') or () if re.search(OTHER_HEADS, a)):
-    if 'image_size' not in raw:  # Image models read theirs.
-      assets.notice(f'{folder.name}: the head of {left} is not read, only its encoder')
   names: Callable[[Any], Names] = getattr(family, named.names if named else 'names')
+  where = f'{folder.name}: config.json'
+  with reading(where):
+    configs.check_depth(raw, where)
+    config = family.config_from_hf(raw)
+    configs.check(config, where)
+    for left in (a for a in raw.get('architectures') or () if re.search(OTHER_HEADS, a)):
+      if 'image_size' not in raw:  # Image models read theirs.
+        assets.notice(f'{folder.name}: the head of {left} is not read, only its encoder')
   tokenizer = tokens.read(folder, str(kind)) if hasattr(config, 'vocab') else None
-  tensors = _stored(folder)
-  config = _as_stored(config, names(config), folder, tensors)
+  tensors = folders.tensors(folder)
+  config = folders.as_stored(config, names(config), folder, tensors)
   return Source(family, config, tensors, names(config), tokenizer)
-
-
-def _normalisation(folder: Path) -> dict[str, Any]:
-  """How pixels are normalised, where preprocessor_config.json says so."""
-  file = folder / 'preprocessor_config.json'
-  raw = hf.read_json(file) if file.exists() else {}
-  if raw.get('rescale_factor') and not math.isclose(raw['rescale_factor'], 1 / 255):
-    raise FewshotError(
-      f'{folder.name}: preprocessor_config.json has rescale_factor {raw["rescale_factor"]}, and '
-      'only 1/255 is computed'
-    )
-  if raw.get('do_normalize') is False and 'image_mean' in raw:
-    return {'image_mean': [0.0] * 3, 'image_std': [1.0] * 3}
-  return {k: raw[k] for k in ('image_mean', 'image_std') if raw.get(k)}
-
-
-def _as_stored(config: Any, names: Names, folder: Path, tensors: Mapping[str, Tensor]) -> Any:
-  """What the folder of a sentence encoder says beside config.json.
-
-  Its `architectures` still name the language model that it was made from, whose head is not stored;
-  how features are pooled stands in 1_Pooling.
-  """
-  head = names.get('lm_head/bias')
-  if getattr(config, 'lm', False) and not any(n.endswith(str(head)) for n in tensors):
-    config = dataclasses.replace(config, lm=False)
-  if hasattr(config, 'pooling') and (folder / '1_Pooling' / 'config.json').exists():
-    raw = hf.read_json(folder / '1_Pooling' / 'config.json')
-    mode = '+'.join(k for k, v in raw.items() if k.startswith('pooling_mode_') and v)
-    known = {'pooling_mode_mean_tokens': 'mean', 'pooling_mode_cls_token': 'cls'}
-    config = dataclasses.replace(config, pooling=known.get(mode, mode))
-  return config
-
-
-def _stored(folder: Path) -> dict[str, Tensor]:
-  """The tensors of a folder: its safetensors, else what PyTorch saved."""
-  if hf.files(folder):
-    return hf.tensors(folder)
-  files = sorted(folder.glob('pytorch_model*.bin'))
-  files = files or sorted(f for f in folder.glob('*.pt*') if f.suffix in ('.pt', '.pth'))[:2]
-  if not files or (len(files) > 1 and files[0].suffix != '.bin'):
-    raise FewshotError(
-      f'{folder.name}/ holds no model*.safetensors, pytorch_model*.bin, or single .pth or .pt file'
-    )
-  found: dict[str, Tensor] = {}
-  for file in files:
-    found |= torch_file.tensors(file)
-  return found
 
 
 def _finish(name: str, source: Source, where: str, dtype: Any, place: Place | None) -> Model:
@@ -323,9 +276,11 @@ def _finish(name: str, source: Source, where: str, dtype: Any, place: Place | No
         f'{name}: the tokenizer has {size} tokens but the embedding table {config.vocab} rows; '
         'tokenizer and weights do not belong together'
       )
+  with reading(f'{name}: its config'):
+    like = jax.eval_shape(lambda: family.init(config, jax.random.key(0)))
   params = assemble(
     source.tensors,
-    jax.eval_shape(lambda: family.init(config, jax.random.key(0))),
+    like,
     source.names,
     where=f'{where}/',
     prefixes=family.PREFIXES,

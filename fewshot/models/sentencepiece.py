@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 
 from fewshot.errors import FewshotError
+from fewshot.models.weights.files import regular
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # Types of pieces.
+LARGEST = 512 << 20  # Bytes of a tokenizer's file.
 SPACE = '▁'
+LONGEST = 1000  # Characters of a piece; to look for merges takes the square.
 
 
 class Piece(NamedTuple):
@@ -44,6 +47,8 @@ def build(pieces: Sequence[Piece], spec: Spec, first: Sequence[Any] = ()) -> Tok
   unknown = next((i for i, p in enumerate(pieces) if p.type == UNKNOWN), None)
   if unknown is None:
     raise FewshotError('the vocabulary has no unknown piece; the file is damaged')
+  if any(len(p.text) > LONGEST or p.score != p.score for p in pieces):
+    raise FewshotError(f'a piece is longer than {LONGEST} or scores NaN; the file is damaged')
   fallback = any(p.type == BYTE for p in pieces)
   if spec.unigram:
     model: Any = models.Unigram([(p.text, p.score) for p in pieces], unknown, fallback)
@@ -120,6 +125,8 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     nonlocal at
     value = shift = 0
     while True:
+      if shift > 63:
+        raise FewshotError('the SentencePiece model is damaged')
       byte = data[at]
       value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
       if byte < 128:
@@ -147,7 +154,8 @@ def read_llama2c(path: Path) -> list[Piece]:
 
   It does not say their types: unknown, begin and end come first, then the 256 bytes.
   """
-  data, at, pieces = path.read_bytes(), 4, []  # The first four bytes are the longest length.
+  data = regular(path, LARGEST).read_bytes()
+  at, pieces = 4, []  # The first four bytes are the longest length.
   try:
     while at < len(data):
       score, size = struct.unpack_from('<fi', data, at)
@@ -155,6 +163,8 @@ def read_llama2c(path: Path) -> list[Piece]:
       if size < 0 or at > len(data):
         raise ValueError
       pieces.append(Piece(data[at - size : at].decode().replace(' ', SPACE), score))
+    if len(pieces) < 259:
+      raise ValueError
   except (struct.error, ValueError):
     raise FewshotError(f'{path.parent.name}/{path.name} is damaged') from None
   special = zip(('<unk>', '<s>', '</s>'), (UNKNOWN, CONTROL, CONTROL), strict=True)

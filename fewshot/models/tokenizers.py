@@ -1,8 +1,10 @@
 """Tokenizers: from tokenizer.json, or built from the older files and from what GGUF holds."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from tokenizers.processors import TemplateProcessing
 
 from fewshot.errors import FewshotError, nearest
 from fewshot.models import sentencepiece as sp
+from fewshot.models.weights.files import regular
+from fewshot.models.weights.hf import read_json
 
 # How texts are split before merges apply, by GGUF's names.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -52,14 +56,9 @@ def read(folder: Path, kind: str) -> tuple[Tokenizer, str] | None:
   for name, reader in READERS.items():
     file = folder / name
     if file.exists():
-      try:
-        found = reader(file, kind)
-      except FewshotError:
-        raise
-      except Exception as e:  # Of the library, for whatever it cannot parse.
-        raise FewshotError(f'{folder.name}: {name} is not readable: {e}') from None
-      found.no_padding()
-      found.no_truncation()
+      regular(file, sp.LARGEST)
+      with _library(f'{folder.name}: {name}'):
+        found = _tried(reader(file, kind))
       by_file = name == 'tokenizer.json'
       return found, _short(file.read_bytes()) if by_file else hash_of(found)
   return None
@@ -70,17 +69,47 @@ def hash_of(tokenizer: Tokenizer) -> str:
   return _short(tokenizer.to_str().encode())
 
 
-def from_gguf(meta: Mapping[str, Any]) -> Tokenizer:
+@contextlib.contextmanager
+def _library(where: str) -> Iterator[None]:
+  """Says in a line that the library cannot make or use a tokenizer."""
+  try:
+    yield
+  except (FewshotError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    raise
+  except BaseException as e:  # A panic of the library is no Exception.
+    raise FewshotError(f'{where} is not readable: {type(e).__name__}: {e}') from None
+
+
+def _tried(made: Tokenizer) -> Tokenizer:
+  """A tokenizer that neither pads nor cuts, if it encodes a text to ids of its vocabulary."""
+  made.no_padding()
+  made.no_truncation()
+  size = max(made.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+  if not size:
+    raise FewshotError('the vocabulary of the tokenizer is empty; save it again')
+  if (most := max(made.encode('A text, é 漢 1.').ids, default=0)) >= size:
+    raise FewshotError(f'a text begins or ends with token {most}, and the vocabulary has {size}')
+  return made
+
+
+def from_gguf(meta: Mapping[str, Any], name: str = 'the GGUF file') -> Tokenizer:
   """The tokenizer in the metadata of a GGUF file, of its kinds 'gpt2' and 'llama'.
 
-  Raises `FewshotError` for another kind, or a way to split texts that is not known.
+  Raises `FewshotError` for another kind, a way to split texts that is not known, or damage.
   """
+  with _library(f'the tokenizer of {name}'):
+    return _tried(_of_gguf(meta))
+
+
+def _of_gguf(meta: Mapping[str, Any]) -> Tokenizer:
   get = lambda key, *other: _entry(meta, f'tokenizer.ggml.{key}', *other)  # noqa: E731
   kind, tokens = get('model'), get('tokens')
+  if not (tokens and isinstance(tokens, list) and all(isinstance(t, str) for t in tokens)):
+    raise FewshotError('the tokenizer of the GGUF file has no tokens of text')
   types = get('token_type', [sp.NORMAL] * len(tokens))
   if kind == 'llama':
     pieces = [sp.Piece(*p) for p in zip(tokens, get('scores'), types, strict=True)]
-    unknown = get('unknown_token_id', 0)  # Which some files mark as a control piece.
+    unknown = _index(get('unknown_token_id', 0), tokens)  # Some files mark it as a control piece.
     pieces[unknown] = pieces[unknown]._replace(type=sp.UNKNOWN)
     made = sp.build(pieces, sp.Spec(prefix=get('add_space_prefix', True)))
   elif kind == 'gpt2':
@@ -92,18 +121,26 @@ def from_gguf(meta: Mapping[str, Any]) -> Tokenizer:
   else:
     raise FewshotError(f"a tokenizer of kind {kind!r}; GGUF's kinds gpt2 and llama are read")
   begins = get('add_bos_token', kind == 'llama' or get('pre', '') == 'llama-bpe')
-  around = [tokens[get('bos_token_id')]] if begins else []
+  around = [tokens[_index(get('bos_token_id'), tokens)]] if begins else []
   around.append('$A')
-  around += [tokens[get('eos_token_id')]] if get('add_eos_token', False) else []
-  _surround(made, ' '.join(around))
+  ends = get('add_eos_token', False)
+  around += [tokens[_index(get('eos_token_id'), tokens)]] if ends else []
+  _surround(made, around)
   return made
+
+
+def _index(i: Any, tokens: list[str]) -> int:
+  if type(i) is not int or not 0 <= i < len(tokens):
+    raise FewshotError(f'the GGUF file names token {i!r:.20} of a vocabulary of {len(tokens)}')
+  return i
 
 
 def from_llama2c(file: Path) -> Tokenizer:
   """The tokenizer in llama2.c's tokenizer.bin, which begins a text with <s>."""
-  made = sp.build(sp.read_llama2c(file), sp.Spec())
-  _surround(made, '<s> $A')
-  return made
+  with _library(f'{file.parent.name}/{file.name}'):
+    made = sp.build(sp.read_llama2c(file), sp.Spec())
+    _surround(made, ['<s>', '$A'])
+    return _tried(made)
 
 
 def _entry(meta: Mapping[str, Any], key: str, *other: Any) -> Any:
@@ -142,12 +179,12 @@ def _wordpiece(file: Path, kind: str) -> Tokenizer:
   made.decoder = decoders.WordPiece()
   special = (first, last, unknown, '[PAD]', '[MASK]', '<pad>', '<mask>')
   made.add_special_tokens([_special(t) for t in special if t in vocab])
-  _surround(made, f'{first} $A {last}')
+  _surround(made, [first, '$A', last])
   return made
 
 
 def _merges(file: Path, kind: str) -> Tokenizer:
-  vocab = json.loads((file.parent / 'vocab.json').read_text(encoding='utf-8'))
+  vocab = read_json(file.parent / 'vocab.json')
   lines = file.read_text(encoding='utf-8').split('\n')
   pairs = [(a, b) for a, _, b in (x.partition(' ') for x in lines if x[:8] != '#version') if b]
   ends = [t for t in ('<s>', '<pad>', '</s>', '<unk>', '<mask>', '<|endoftext|>') if t in vocab]
@@ -162,7 +199,7 @@ def _merges(file: Path, kind: str) -> Tokenizer:
   made.decoder = decoders.ByteLevel()
   made.add_special_tokens([_special(t) for t in ends])
   if kind == 'roberta':
-    _surround(made, '<s> $A </s>')
+    _surround(made, ['<s>', '$A', '</s>'])
   return made
 
 
@@ -176,7 +213,7 @@ def _clip(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
   made.pre_tokenizer = pre.Sequence([split, pre.ByteLevel(False, use_regex=False)])
   made.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace('</w>', ' ')])
   made.add_special_tokens([_special(begin), _special(end)])
-  _surround(made, f'{begin} $A {end}')
+  _surround(made, [begin, '$A', end])
   return made
 
 
@@ -188,8 +225,10 @@ def _sentencepiece(file: Path, kind: str) -> Tokenizer:
   made = sp.build(pieces, spec, _albert(config) if kind == 'albert' else ())
   if kind == 't5':
     count = config.get('extra_ids', 100)
+    if type(count) is not int or not 0 <= count <= 10_000:
+      raise FewshotError(f'extra_ids {count!r:.20} of tokenizer_config.json is no number of tokens')
     made.add_special_tokens([_special(f'<extra_id_{i}>') for i in reversed(range(count))])
-  _surround(made, AROUND[kind])
+  _surround(made, AROUND[kind].split())
   return made
 
 
@@ -200,9 +239,11 @@ def _albert(config: Mapping[str, Any]) -> list[Any]:
   return [*quotes, *accents, *lower]
 
 
-def _surround(tokenizer: Tokenizer, template: str) -> None:
+def _surround(tokenizer: Tokenizer, template: list[str]) -> None:
   """Puts tokens around every text: `template` names them, with $A for the text."""
-  marks = [t for t in template.split() if t != '$A']
+  marks = [t for t in template if t != '$A']
+  if len(template) != len(marks) + 1 or any(t[:1] == '$' or ':' in t for t in marks):
+    raise FewshotError(f'tokens called {" ".join(marks)} cannot be put around a text')
   ids = [(t, tokenizer.token_to_id(t)) for t in marks]
   if missing := [t for t, i in ids if i is None]:
     raise FewshotError(f'the vocabulary lacks {", ".join(missing)}')
@@ -216,7 +257,26 @@ def _special(text: str) -> AddedToken:
 
 def _config(folder: Path) -> dict[str, Any]:
   file = folder / 'tokenizer_config.json'
-  return json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
+  return read_json(file) if file.exists() else {}
+
+
+def _json(file: Path, kind: str) -> Tokenizer:
+  """tokenizer.json; a prefix that not all merges have would end the process inside the library."""
+  data = file.read_bytes()
+  if re.search(rb'continuing_subword_prefix"\s*:\s*"[^"]|\\u00[4-7]', data):
+    model = json.loads(data, object_pairs_hook=_unique).get('model') or {}
+    prefix = model.get('continuing_subword_prefix') or ''
+    pairs = [m.split(' ') if isinstance(m, str) else m for m in model.get('merges') or ()]
+    if pairs and not (prefix.isascii() and all(b.startswith(prefix) for _, b in pairs)):
+      raise FewshotError(f'a merge lacks the prefix {prefix!r:.20}; the tokenizer is damaged')
+  return Tokenizer.from_buffer(data)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) != len(pairs):
+    raise FewshotError('the tokenizer has two entries of one name')
+  return found
 
 
 def _short(data: bytes) -> str:
@@ -224,7 +284,7 @@ def _short(data: bytes) -> str:
 
 
 READERS: dict[str, Callable[[Path, str], Tokenizer]] = {
-  'tokenizer.json': lambda file, kind: Tokenizer.from_file(str(file)),
+  'tokenizer.json': _json,
   'vocab.txt': _wordpiece,
   'merges.txt': _merges,
   'spiece.model': _sentencepiece,

@@ -1,6 +1,7 @@
 """From a task and its splits to the arrays that a sweep runs on."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +61,13 @@ def encode(
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> tuple[Batch, np.ndarray]:
-  """tokens [N, L] and mask [N, L], padded to about the longest, L <= max_length; the lengths."""
+  """tokens [N, L] and mask [N, L], padded to about the longest, L <= max_length; the lengths.
+
+  Raises `FewshotError` for what is no text, or a `max_length` without room for one.
+  """
+  check_texts(texts)
+  if not isinstance(max_length, Integral):
+    raise FewshotError(f'max_length={max_length!r} is no whole number of tokens')
   special = tokenizer.num_special_tokens_to_add(False)
   if max_length <= special:
     raise FewshotError(
@@ -79,6 +86,15 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> tuple[Bat
     tokens[i, : len(e)] = e
     mask[i, : max(len(e), 1)] = True  # An empty text still shows one position.
   return {'tokens': tokens, 'mask': mask}, lengths
+
+
+def check_texts(texts: Sequence[str]) -> None:
+  """Refuses what is no text, and text that is no Unicode: the tokenizer takes neither."""
+  for i, text in enumerate(texts):
+    if not isinstance(text, str):
+      raise FewshotError(f'texts are expected, but there is a {type(text).__name__} at {i}')
+    if not text.isascii() and any('\ud800' <= c <= '\udfff' for c in text):
+      raise FewshotError(f'text {i} holds half a character (a lone surrogate); decode it anew')
 
 
 def _features(

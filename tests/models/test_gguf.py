@@ -153,6 +153,28 @@ def test_a_llama_equals_its_hugging_face_form(tmp_path, by):
   assert got.name == (tmp_path.name if by == 'folder' else 'tiny')
 
 
+@pytest.mark.parametrize('step', [0, 32.0, 'x', [32]])
+def test_alignments_that_are_none(tmp_path, step):
+  path = write(tmp_path / 'x.gguf', {'x': np.ones(1, np.float32)}, meta={'general.alignment': step})
+  with pytest.raises(FewshotError, match=r'its general\.alignment is no number of bytes'):
+    gguf.read(path)
+
+
+def test_two_tensors_of_one_name(tmp_path):
+  path = write(tmp_path / 'x.gguf', {n: np.ones(1, np.float32) for n in ('name_a', 'name_b')})
+  path.write_bytes(path.read_bytes().replace(b'name_b', b'name_a'))
+  with pytest.raises(FewshotError, match='it has two tensors of one name'):
+    gguf.read(path)
+
+
+def test_an_architecture_that_is_no_text(tmp_path):
+  path = write(
+    tmp_path / 'x.gguf', {'x': np.ones(1, np.float32)}, meta={'general.architecture': [1]}
+  )
+  with pytest.raises(FewshotError, match=r'x.gguf is of architecture \[1\]; known: gemma3'):
+    models.load(str(path))
+
+
 def test_a_folder_with_two_files(tmp_path):
   for name in 'ab':
     write(tmp_path / f'{name}.gguf', {'x': np.ones(1, np.float32)})

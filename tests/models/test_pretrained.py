@@ -107,7 +107,7 @@ def test_pixels_are_normalised_as_preprocessor_config_says(tmp_path):
   model = models.load(str(told))
   np.testing.assert_array_equal(other, model.forward(model.params, {'image': image})['features'])
   assert np.abs(plain - other).max() > 1e-3
-  with pytest.raises(FewshotError, match='rescale_factor 0.5, and only 1/255 is computed'):
+  with pytest.raises(FewshotError, match=r'rescale_factor 0\.5, and only 1/255 is computed'):
     features(rescale_factor=0.5)
 
 
@@ -171,6 +171,28 @@ def test_a_truncated_llama2c_file(tmp_path, keep):
   (tmp_path / 'model.bin').write_bytes(data[:keep])
   with pytest.raises(FewshotError, match=r'model.bin is corrupted or truncated'):
     llama2c.read(tmp_path / 'model.bin')
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    ({'depth': 2**31 - 1}, 'no model.bin of llama2.c in its version 0'),
+    ({'dim': 12}, 'no model.bin of llama2.c'),  # Heads of three numbers cannot be rotated.
+    ({'dim': 2**30, 'vocab': 2**31 - 1}, 'corrupted or truncated .* where the header asks for'),
+    ({'vocab': -(2**31)}, 'corrupted or truncated'),
+  ],
+)
+def test_absurd_headers_of_llama2c(tmp_path, changes, said):
+  header = {'dim': 16, 'width': 24, 'depth': 2, 'heads': 4, 'groups': 2, 'vocab': 9, 'positions': 9}
+  (tmp_path / 'model.bin').write_bytes(struct.pack('<7i', *(header | changes).values()))
+  with pytest.raises(FewshotError, match=said):
+    llama2c.read(tmp_path / 'model.bin')
+
+
+def test_llama2c_without_its_tokenizer(tmp_path):
+  model_bin(tmp_path / 'model.bin')
+  with pytest.raises(FewshotError, match=r'tokenizer\.bin is not readable: No such file'):
+    models.load(str(tmp_path))
 
 
 def test_another_version_of_llama2c(tmp_path):

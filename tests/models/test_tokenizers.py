@@ -81,7 +81,7 @@ def test_tokenizer_json_comes_first_and_a_folder_without_any_has_none(tmp_path):
     ('spiece.model', b'\x0a\xff\xff', 't5', 'not readable|damaged'),
     ('spiece.model', b'', 't5', 'no Unigram or BPE model'),
     ('vocab.txt', b'the\n', 'bert', r'the vocabulary lacks \[CLS\], \[SEP\]'),
-    ('merges.txt', b'a b\n', 'gpt2', 'merges.txt is not readable'),
+    ('merges.txt', b'a b\n', 'gpt2', 'vocab.json is missing'),
     ('tokenizer.json', b'{', 'bert', 'tokenizer.json is not readable'),
   ],
 )
@@ -226,3 +226,104 @@ def test_gguf_gpt2_kind_splits_as_it_says(pre, digits):
 def test_gguf_tokenizers_that_are_refused(changes, said):
   with pytest.raises(FewshotError, match=said):
     tokenizers.from_gguf(gguf(**changes))
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    ({'tokens': 'abc'}, 'has no tokens of text'),
+    ({'tokens': [1, 2]}, 'has no tokens of text'),
+    ({'tokens': []}, 'has no tokens of text'),
+    ({'scores': [0.5]}, 'the tokenizer of the GGUF file is not readable: ValueError'),
+    ({'scores': ['a'] * 276}, 'the tokenizer of the GGUF file is not readable: TypeError'),
+    ({'bos_token_id': 500}, 'names token 500 of a vocabulary of 276'),
+    ({'bos_token_id': -1}, 'names token -1 of'),
+    ({'unknown_token_id': 'x'}, "names token 'x' of"),
+    ({'model': 'gpt2', 'merges': [1]}, 'not readable: TypeError'),
+    ({'model': 'gpt2', 'merges': ['']}, 'not readable: IndexError'),
+    ({'model': 'gpt2', 'merges': [], 'pre': ['a']}, 'not readable: TypeError'),
+  ],
+)
+def test_damaged_gguf_tokenizers(changes, said):
+  with pytest.raises(FewshotError, match=said):
+    tokenizers.from_gguf(gguf(**changes))
+
+
+@pytest.mark.parametrize('name', ['$A', '$B:1', 'a:b'])
+def test_tokens_that_a_template_would_take_for_its_own(name):
+  meta = gguf()
+  meta['tokenizer.ggml.tokens'][1] = name
+  with pytest.raises(FewshotError, match='cannot be put around a text'):
+    tokenizers.from_gguf(meta)
+
+
+def template(i: int, listed: bool = True) -> dict:
+  """Puts token i before every text."""
+  first = {'SpecialToken': {'id': 'X', 'type_id': 0}}
+  text = [{'Sequence': {'id': name, 'type_id': 0}} for name in 'AB']
+  known = {'X': {'id': 'X', 'ids': [i], 'tokens': ['X']}} if listed else {}
+  return {'type': 'TemplateProcessing', 'single': [first, text[0]], 'pair': text} | {
+    'special_tokens': known
+  }
+
+
+BPE = {'type': 'BPE', 'vocab': {'a': 0, 'b': 1, 'ab': 2}, 'merges': [['a', 'b']]}
+JUNK = {'type': 'Precompiled', 'precompiled_charsmap': 'AAAA'}
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    # The library ends the process, where the right of a merge is shorter than the prefix.
+    ({'model': BPE | {'continuing_subword_prefix': '####'}}, "a merge lacks the prefix '####'"),
+    ({'model': BPE | {'continuing_subword_prefix': 'é'}}, "a merge lacks the prefix 'é'"),
+    ({'model': BPE | {'vocab': {}, 'merges': []}}, 'the vocabulary of the tokenizer is empty'),
+    ({'post_processor': template(99)}, 'begins or ends with token 99, and the vocabulary has 3'),
+    ({'post_processor': template(0, listed=False)}, 'not readable: PanicException'),
+    ({'normalizer': JUNK}, 'not readable: PanicException'),
+    ({'model': {'type': 'WordLevel', 'vocab': {'a': 0}, 'unk_token': 'u'}}, r'Missing \[UNK\]'),
+  ],
+)
+def test_tokenizer_json_that_cannot_encode(tmp_path, changes, said):
+  for change in ({}, changes):
+    raw = {'version': '1.0', 'added_tokens': [], 'model': BPE, **change}
+    text = json.dumps(raw).replace('prefix', '\\u0070refix')  # As JSON may spell it.
+    (tmp_path / 'tokenizer.json').write_text(text)
+    if not change:
+      assert tokenizers.read(tmp_path, 'bert')[0].encode('ab').ids == [2]
+  with pytest.raises(FewshotError, match=said):
+    tokenizers.read(tmp_path, 'bert')
+
+
+def test_a_prefix_that_merges_have(tmp_path):
+  model = {'type': 'BPE', 'vocab': {'a': 0, '##b': 1, 'ab': 2}, 'merges': [['a', '##b']]}
+  raw = {'added_tokens': [], 'model': model | {'continuing_subword_prefix': '##'}}
+  (tmp_path / 'tokenizer.json').write_text(json.dumps({'version': '1.0', **raw}))
+  assert tokenizers.read(tmp_path, 'bert')[0].encode('ab').ids == [2]
+
+
+@pytest.mark.parametrize('count', [200_000_000, -1, 2.5, '9', True])
+def test_absurd_numbers_of_sentinels(tmp_path, count):
+  shutil.copy(FIXTURES / 't5' / 'spiece.model', tmp_path)
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'extra_ids': count}))
+  with pytest.raises(FewshotError, match=r'extra_ids .* is no number of tokens'):
+    tokenizers.read(tmp_path, 't5')
+
+
+def test_numbers_without_end_in_a_sentencepiece_model(tmp_path):
+  (tmp_path / 'spiece.model').write_bytes(b'\x08' + b'\xff' * 100_000 + b'\x01')
+  with pytest.raises(FewshotError, match='the SentencePiece model is damaged'):
+    tokenizers.read(tmp_path, 't5')
+
+
+@pytest.mark.parametrize('piece', [sp.Piece('a' * 100_000, 0.0), sp.Piece('a', float('nan'))])
+def test_pieces_that_are_none(piece):
+  with pytest.raises(FewshotError, match='a piece is longer than 1000 or scores NaN'):
+    sp.build([*vocabulary(list(WORDS)), piece], sp.Spec())
+
+
+@pytest.mark.parametrize('name', ['tokenizer.json', 'vocab.txt', 'spiece.model'])
+def test_tokenizers_that_are_no_files(tmp_path, name):
+  (tmp_path / name).mkdir()
+  with pytest.raises(FewshotError, match=f'{name} is no file but a folder, pipe or device'):
+    tokenizers.read(tmp_path, 't5')

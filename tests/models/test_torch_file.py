@@ -58,10 +58,11 @@ class FloatStorage:
 
 
 class Rebuild:
-  """Pickled as the call torch._utils._rebuild_tensor_v2(storage, 0, shape, strides, False, {})."""
+  """Pickled as the call torch._utils._rebuild_tensor_v2(storage, *view, False, {})."""
 
-  def __init__(self, key: str, x: np.ndarray) -> None:
+  def __init__(self, key: object, x: np.ndarray, view: tuple | None = None) -> None:
     self.key, self.x = key, x
+    self.view = view or (0, x.shape, tuple(s // 4 for s in x.strides))  # Offset, shape, strides.
 
 
 class TorchPickler(pickle._Pickler):
@@ -76,10 +77,9 @@ class TorchPickler(pickle._Pickler):
     if obj is FloatStorage:
       self.write(b'ctorch\nFloatStorage\n')
     elif isinstance(obj, Rebuild):
-      strides = tuple(s // 4 for s in obj.x.strides)
       self.write(b'ctorch._utils\n_rebuild_tensor_v2\n')
       storage = ('storage', FloatStorage, obj.key, 'cpu', obj.x.size)
-      self.save((storage, 0, obj.x.shape, strides, False, {}))
+      self.save((storage, *obj.view, False, {}))
       self.write(b'R')
     else:
       super().save(obj, *args, **kwargs)
@@ -93,6 +93,16 @@ def write_zip(path: Path, state: dict[str, np.ndarray], outer: str = '') -> None
     archive.writestr('archive/data.pkl', program.getvalue())
     for i, x in enumerate(state.values()):
       archive.writestr(f'archive/data/{i}', x.tobytes())
+
+
+def write_view(path: Path, view: tuple | None, key: object = '0') -> Path:
+  """One storage of four numbers, and a view of it."""
+  program, x = io.BytesIO(), np.arange(4, dtype=np.float32)
+  TorchPickler(program, 2).dump({'a': Rebuild(key, x, view)})
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('archive/data.pkl', program.getvalue())
+    archive.writestr('archive/data/0', x.tobytes())
+  return path
 
 
 def write_pickled(path: Path, program: bytes) -> Path:
@@ -222,3 +232,87 @@ def test_a_checkpoint_of_a_training_run(tmp_path, prefix, outer):
   write_zip(tmp_path / 'x.pth', {f'{prefix}w': np.ones(2, np.float32)}, outer)
   found = torch_file.tensors(tmp_path / 'x.pth')
   assert list(found) == ['w'] and found['w'].read().tolist() == [1.0, 1.0]
+
+
+DEEP = b')' + b'\x85' * 200_000  # (((...),),): to hash it, or to print it, ends the process.
+
+
+@pytest.mark.parametrize(
+  'program, said',
+  [
+    (b'}' + DEEP + b'Ns.', 'has a tuple as a key'),
+    (b'}(' + DEEP + b'Nu.', 'has a tuple as a key'),
+    (b'ccollections\nOrderedDict\n](' + DEEP + b'N\x86e\x85R.', 'has a tuple as a key'),
+    (b'(X\x07\0\0\0storage' + DEEP + b'K\x02tQ.', 'refers to a tuple'),
+    (b'(X\x07\0\0\0storagectorch\nFloatStorage\n' + DEEP + b'tQ.', 'a storage by a tuple'),
+    (DEEP + b')R.', 'calls tuple, which no state dict does'),
+    (DEEP + b'K\x01\x93.', 'names a function by tuple and int'),
+    (b'X\x01\0\0\0aq\0' + b'h\0h\0\x93q\0' * 40 + b'.', 'names a function by a.a'),
+    (b'X\x02\0\0\0a\nX\x01\0\0\0b\x93)R.', r'calls a\\n.b, which'),
+  ],
+)
+def test_objects_of_any_depth_are_neither_hashed_nor_shown(tmp_path, program, said):
+  with pytest.raises(FewshotError, match=said) as e:
+    torch_file.tensors(write_pickled(tmp_path / 'x.pth', b'\x80\x04' + program))
+  assert '\n' not in str(e.value) and len(str(e.value)) < 700
+
+
+def test_pairs_make_an_ordered_dict(tmp_path):
+  """As Python 2 wrote it."""
+  program = b'\x80\x02ccollections\nOrderedDict\n](X\x01\0\0\0aK\x01\x86e\x85R.'
+  assert torch_file.interpret(io.BytesIO(program)) == {'a': 1}
+
+
+@pytest.mark.parametrize('entry', ['data.pkl', 'byteorder', 'data/0'])
+def test_compressed_entries_are_not_unpacked(tmp_path, entry):
+  with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
+    if entry != 'data.pkl':
+      archive.writestr('archive/data.pkl', b'\x80\x02}.')
+    archive.writestr(f'archive/{entry}', bytes(1 << 20), zipfile.ZIP_DEFLATED)
+  with pytest.raises(FewshotError, match=f'archive/{entry} is compressed, which PyTorch never'):
+    torch_file.tensors(tmp_path / 'x.pth')
+
+
+def test_a_pickle_of_too_many_bytes(tmp_path, monkeypatch):
+  monkeypatch.setattr(torch_file, 'PROGRAM', 100)
+  with pytest.raises(FewshotError, match=r'data.pkl has more than 100 bytes; save only'):
+    torch_file.tensors(write_pickled(tmp_path / 'x.pth', b'\x80\x02' + b']' * 100 + b'.'))
+
+
+def test_a_view_of_a_storage(tmp_path):
+  x = torch_file.tensors(write_view(tmp_path / 'x.pth', (1, (3, 1), (1, 1 << 62))))['a'].read()
+  assert x.tolist() == [[1.0], [2.0], [3.0]]
+
+
+@pytest.mark.parametrize(
+  'view, said',
+  [
+    ((0, (3,), (-1,)), 'a tensor of no shape'),
+    ((-1, (2,), (1,)), 'a tensor of no shape'),
+    ((0, (2.0,), (1,)), 'a tensor of no shape'),
+    ((True, (2,), (1,)), 'a tensor of no shape'),
+    ((1 << 70, (2,), (1,)), 'a tensor of no shape'),
+    ((0, (2, 2), (1,)), 'a tensor of no shape'),
+    ((0, (1,) * 33, (1,) * 33), 'a tensor of no shape'),
+    ((0, 'ab', 'ab'), 'a tensor of no shape'),
+    ((0, (0, 1 << 62), (1, 1)), 'that no memory holds'),
+    ((3, (2,), (1,)), 'beyond its storage'),
+    ((0, (1 << 40,), (0,)), 'beyond its storage'),  # One number, repeated.
+    ((0, (1 << 62, 1 << 62), (0, 0)), 'that no memory holds'),
+    ((0, (3, 3), (1, 0)), 'beyond its storage'),
+  ],
+)
+def test_views_that_are_none(tmp_path, view, said):
+  with pytest.raises(FewshotError, match=said):
+    torch_file.tensors(write_view(tmp_path / 'x.pth', view))
+
+
+@pytest.mark.parametrize('count', [-4, 1 << 30])
+def test_a_storage_ends_with_the_file(tmp_path, count):
+  program = io.BytesIO()
+  TorchPickler(program, 2).dump({'a': Rebuild('0', np.zeros(4, np.float32), (0, (1 << 20,), (1,)))})
+  head = torch_file.MAGIC + pickle.dumps(1001, 2) + pickle.dumps({}, 2) + program.getvalue()
+  tail = pickle.dumps(['0'], 2) + count.to_bytes(8, 'little', signed=True) + bytes(16)
+  (tmp_path / 'x.pth').write_bytes(head + tail)
+  with pytest.raises(FewshotError, match='beyond its storage'):
+    torch_file.tensors(tmp_path / 'x.pth')

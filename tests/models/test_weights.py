@@ -1,6 +1,7 @@
 """Loading Hugging Face folders: what may vary, and the one line that each defect gets."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from fewshot import models
 from fewshot.errors import FewshotError
+from fewshot.models.weights import hf
 
 FIXTURE = Path(__file__).parents[1] / 'parity' / 'fixtures' / 'bert-tiny'
 QUERY = 'encoder.layer.0.attention.self.query.weight'
@@ -99,10 +101,95 @@ def test_a_shard_of_the_index_that_is_missing_is_named(folder):
   assert_refused(folder, 'tiny/ lacks model-00002-of-00002.safetensors', 'index.json names')
 
 
-@pytest.mark.parametrize('name', ['../model.safetensors', '/etc/passwd', 3])
+@pytest.mark.parametrize('name', ['../model.safetensors', '/etc/passwd', 3, '..', '.', ''])
 def test_an_index_cannot_point_elsewhere(folder, name):
   shard(folder, stray=name)
   assert_refused(folder, 'model.safetensors.index.json in tiny/ has no weight_map of file names')
+
+
+@pytest.mark.parametrize('name', ['a' * 5000, 'a\0b', '\ud800'])
+def test_an_index_of_names_that_no_file_has(folder, name):
+  shard(folder, stray=name)
+  assert_refused(folder, 'tiny/ lacks ')
+
+
+def test_a_tensor_in_two_files(folder):
+  save_file({QUERY: np.zeros((32, 32), np.float32)}, folder / 'model-2.safetensors')
+  assert_refused(folder, f'tiny/ holds {QUERY} in more than one file')
+
+
+def test_a_tensor_with_a_prefix_and_without(folder):
+  rewrite(folder, weights(folder) | {f'bert.{QUERY}': np.zeros((32, 32), np.float32)})
+  assert_refused(folder, f'tiny/ holds {QUERY} both with a prefix and without')
+
+
+def test_whole_numbers_without_a_scale(folder):
+  rewrite(folder, weights(folder) | {QUERY: np.zeros((32, 32), np.int8)})
+  assert_refused(folder, 'attn/query/kernel is stored as int8 without a scale')
+
+
+@pytest.mark.parametrize('scale, dtype', [(np.nan, np.int8), (1.0, np.float32)])
+def test_scales_that_are_none(folder, scale, dtype):
+  stored = {QUERY: np.zeros((32, 32), dtype), f'{QUERY}_zero_point': np.array(0)}
+  rewrite(folder, weights(folder) | stored | {f'{QUERY}_scale': np.array(scale, np.float32)})
+  assert_refused(folder, QUERY, 'whole numbers and a finite scale')
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 32, 32), (2, 32, 32), (), (32,)])
+def test_tensors_of_other_ranks(folder, shape):
+  rewrite(folder, weights(folder) | {QUERY: np.zeros(shape, np.float32)})
+  assert_refused(folder, 'attn/query/kernel is ', 'do not belong together')
+
+
+def test_a_part_of_a_tensor_that_has_no_such_part(tmp_path):
+  folder = shutil.copytree(FIXTURE.parent / 'gpt2-tiny', tmp_path / 'tiny')
+  name = next(n for n in weights(folder) if n.endswith('h.0.attn.c_attn.weight'))
+  rewrite(folder, weights(folder) | {name: np.zeros((32, 95), np.float32)})
+  assert_refused(folder, 'kernel cannot be made of', '(32, 95) in the weights')
+
+
+def test_names_in_files_stay_in_the_line(folder):
+  rewrite(folder, weights(folder) | {'x\ny\x1b[2J' + 'z' * 5000: np.zeros(1, np.float32)})
+  assert_refused(folder, r'left over x\ny\x1b[2Jzzz')
+
+
+@pytest.mark.parametrize('kind', ['folder', 'pipe', 'device'])
+@pytest.mark.parametrize('name', ['config.json', 'model.safetensors', 'tokenizer.json'])
+def test_what_is_no_file_is_not_opened(folder, name, kind):
+  (folder / name).unlink(missing_ok=True)
+  if kind == 'folder':
+    (folder / name).mkdir()
+  elif kind == 'pipe':
+    os.mkfifo(folder / name)
+  else:
+    (folder / name).symlink_to('/dev/zero')
+  assert_refused(folder, f'tiny/{name} is no file but a folder, pipe or device')
+
+
+@pytest.mark.parametrize('name', ['x.gguf', 'model.bin', 'pytorch_model.bin'])
+def test_other_formats_that_are_no_files(folder, name):
+  (folder / 'model.safetensors').unlink()
+  if name != 'pytorch_model.bin':
+    (folder / 'config.json').unlink()
+  os.mkfifo(folder / name)
+  assert_refused(folder, f'tiny/{name} is no file but a folder, pipe or device')
+
+
+def test_json_of_absurd_size(folder, monkeypatch):
+  monkeypatch.setattr(hf, 'JSON', 100)
+  assert_refused(folder, 'tiny/config.json has ', 'a file of its kind has at most 100')
+
+
+@pytest.mark.parametrize('name', ['a' * 5000, 'a\0b', 'a\nb'])
+def test_names_that_no_folder_has(name):
+  with pytest.raises(FewshotError, match='there is no model') as e:
+    models.load(name)
+  assert '\n' not in str(e.value)
+
+
+def test_a_name_that_is_no_text():
+  with pytest.raises(FewshotError, match='name=5 is no text'):
+    models.load(5)
 
 
 def quantized(x: np.ndarray, name: str) -> dict[str, np.ndarray]:

@@ -101,6 +101,11 @@ def test_a_length_without_room(length):
     tokenize(words(special=True), ['w3'], length)
 
 
+def test_a_length_that_is_no_number():
+  with pytest.raises(FewshotError, match="max_length='9' is no whole number of tokens"):
+    tokenize(words(), ['w3'], '9')
+
+
 def test_arrays_are_never_cut():
   """Not even where they bear the names that texts are encoded to."""
   rng = np.random.default_rng(0)

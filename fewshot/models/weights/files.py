@@ -1,6 +1,7 @@
 """Arrays out of files: read where they lie, into memory that JAX takes over without a copy."""
 
 import math
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,23 @@ import numpy as np
 from fewshot.errors import FewshotError
 
 ALIGNMENT = 64  # Bytes; JAX on a CPU adopts memory so aligned, and copies any other.
+
+
+def regular(path: Path, most: int | None = None) -> Path:
+  """The path, where it is a file of at most `most` bytes: to open a pipe or device may never end.
+
+  Raises `FewshotError` for anything else.
+  """
+  where = f'{path.parent.name}/{path.name}'
+  try:
+    found = path.stat()
+  except (OSError, ValueError) as e:
+    raise FewshotError(f'{where} is not readable: {getattr(e, "strerror", None) or e}') from None
+  if not stat.S_ISREG(found.st_mode):
+    raise FewshotError(f'{where} is no file but a folder, pipe or device')
+  if most is not None and found.st_size > most:
+    raise FewshotError(f'{where} has {found.st_size} bytes; a file of its kind has at most {most}')
+  return path
 
 
 def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshot.errors import FewshotError
-from fewshot.models.weights.files import broken, empty, read_array
+from fewshot.models.weights.files import broken, empty, read_array, regular
 from fewshot.models.weights.names import Tensor
 
 SCALARS = {
@@ -39,6 +39,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
   Raises:
     FewshotError: the file is broken, or packs a tensor in a way that is not known.
   """
+  regular(path)
   try:
     size = path.stat().st_size
     with open(path, 'rb') as file:
@@ -52,11 +53,16 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         key = _text(file)
         meta[key] = _value(file, *struct.unpack('<I', _take(file, 4)))
       entries = [_entry(file) for _ in range(count)]
-      start = _up(file.tell(), meta.get('general.alignment', 32))
+      step = meta.get('general.alignment', 32)
+      if type(step) is not int or step < 1:
+        raise ValueError('its general.alignment is no number of bytes')
+      start = _up(file.tell(), step)
     found = {
       name: _tensor(path, name, shape, kind, start + offset, size)
       for name, shape, kind, offset in entries
     }
+    if len(found) != len(entries):
+      raise ValueError('it has two tensors of one name')
   except FewshotError as e:
     raise FewshotError(f'{path.parent.name}/{path.name}: {e}') from None
   except Exception as e:  # Whatever damaged bytes lead to.

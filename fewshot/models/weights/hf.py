@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import numpy as np
 import safetensors
 
 from fewshot.errors import FewshotError, brief
-from fewshot.models.weights.files import broken, empty, read_array
+from fewshot.models.weights.files import broken, empty, read_array, regular
 from fewshot.models.weights.names import Tensor
 
 INDEX = 'model.safetensors.index.json'
+JSON = 64 << 20  # Bytes at most.
 DTYPES: dict[str, Any] = {
   'F64': np.float64,
   'F32': np.float32,
@@ -32,10 +34,12 @@ DTYPES: dict[str, Any] = {
 
 def read_json(path: Path) -> dict[str, Any]:
   """A JSON object from a file; a missing or broken one is named."""
+  if not os.path.exists(path):
+    raise FewshotError(f'{path.name} is missing from {path.parent.name}/')
   try:
-    value = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    raise FewshotError(f'{path.name} is missing from {path.parent.name}/') from None
+    value = json.loads(regular(path, JSON).read_text(encoding='utf-8'))
+  except FewshotError:
+    raise
   except (ValueError, RecursionError, OSError) as e:
     raise FewshotError(f'{path.name} in {path.parent.name}/ is not readable JSON: {e}') from None
   if not isinstance(value, dict):
@@ -54,7 +58,7 @@ def files(folder: Path) -> list[Path]:
   if not isinstance(shards, dict) or not all(_is_name(name) for name in shards.values()):
     raise FewshotError(f'{INDEX} in {folder.name}/ has no weight_map of file names')
   found = [folder / name for name in sorted(set(shards.values()))]
-  if missing := [file.name for file in found if not file.exists()]:
+  if missing := [file.name for file in found if not os.path.exists(file)]:
     raise FewshotError(f'{folder.name}/ lacks {", ".join(missing)}, which {INDEX} names')
   return found
 
@@ -70,11 +74,15 @@ def tensors(folder: Path) -> dict[str, Tensor]:
   """
   found: dict[str, Tensor] = {}
   for path in files(folder):
-    found |= _of_file(path)
+    part = _of_file(path)
+    if twice := found.keys() & part.keys():
+      raise FewshotError(f'{folder.name}/ holds {brief(sorted(twice))} in more than one file')
+    found |= part
   return _dequantized(found)
 
 
 def _of_file(path: Path) -> dict[str, Tensor]:
+  regular(path)
   try:
     with safetensors.safe_open(path, framework='numpy'):
       pass  # It checks that the header is sound and fills the file.
@@ -106,6 +114,8 @@ def _dequantized(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
   def read(name: str) -> np.ndarray:
     q, scale, zero = (found[f'{name}{end}'].read() for end in ('', *ends))
+    if q.dtype.kind not in 'iu' or not np.isfinite(scale).all():
+      raise FewshotError(f'{name} is {q.dtype} of scale {scale}; whole numbers and a finite scale')
     x = empty(q.shape, np.dtype(np.float32))
     np.subtract(q, zero.reshape(()), out=x, dtype=np.float32)  # Exact: integers of eight bits.
     return np.multiply(x, scale.reshape(()), out=x)
@@ -118,4 +128,4 @@ def _dequantized(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_name(value: Any) -> bool:
-  return isinstance(value, str) and Path(value).name == value
+  return isinstance(value, str) and Path(value).name == value not in ('', '..')

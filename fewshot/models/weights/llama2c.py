@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fewshot.errors import FewshotError
-from fewshot.models.weights.files import broken, read_array
+from fewshot.models.weights.files import broken, read_array, regular
 from fewshot.models.weights.names import Tensor
 
 HEADER = struct.Struct('<7i')  # dim, width, depth, heads, groups, vocab, positions
@@ -22,13 +22,14 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
   Raises `FewshotError` where the header and the size of the file do not agree.
   """
-  with open(path, 'rb') as file:
+  with open(regular(path), 'rb') as file:
     head = file.read(HEADER.size)
   if len(head) < HEADER.size:
     raise broken(path, 'no header')
   dim, width, depth, heads, groups, vocab, positions = HEADER.unpack(head)
   tied, vocab = vocab > 0, abs(vocab)  # A negative vocabulary says that an output matrix follows.
-  if min(dim, width, depth, heads, groups, vocab, positions) < 1 or dim % heads or heads % groups:
+  least = min(dim, width, depth, heads, groups, vocab, positions)
+  if least < 1 or depth > 1000 or dim % (2 * heads) or heads % groups:  # Pairs are rotated.
     raise FewshotError(
       f'{path.parent.name}/{path.name} is no model.bin of llama2.c in its version 0'
     )

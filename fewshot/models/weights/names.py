@@ -93,9 +93,15 @@ def assemble(
     place: (path, shape) -> the sharding or device a leaf goes to.
 
   Raises:
-    FewshotError: tensors are missing or left over (both are listed), or of another shape.
+    FewshotError: tensors are missing or left over (both are listed), there twice, of another shape,
+      or whole numbers where ours are floating.
   """
-  plain = {_strip(name, prefixes): tensor for name, tensor in tensors.items()}
+  plain: dict[str, Tensor] = {}
+  twice: set[str] = set()
+  for name, tensor in tensors.items():
+    short = _strip(name, prefixes)
+    twice |= {short} & plain.keys()
+    plain[short] = tensor
   leaves = paths.flatten(like)
   table = {path: _resolve(path, names, plain) for path in leaves}
   taken = {part.name for part in table.values()}
@@ -106,10 +112,11 @@ def assemble(
       f'the weights in {where} do not fit this family: missing '
       f'{brief(missing) or "nothing"}; left over {brief(left) or "nothing"}'
     )
+  if both := twice & taken:
+    raise FewshotError(f'{where} holds {brief(sorted(both))} both with a prefix and without')
   new = {}
   for path, leaf in leaves.items():
-    part = table[path]
-    x = _turn(path, part.of(plain[part.name].read()), leaf, dtype)
+    x = _turn(path, _read(path, table[path], plain), leaf, dtype)
     # Aligned host memory becomes the leaf as it is; a sharding gets each device its own part.
     new[path] = jax.device_put(x, place(path, x.shape) if place else None)
   return paths.replace(like, new)
@@ -131,18 +138,36 @@ def _part(entry: str | Part) -> Part:
   return entry if isinstance(entry, Part) else Part(entry, lambda x: x)
 
 
+def _read(path: str, part: Part, plain: Mapping[str, Tensor]) -> np.ndarray:
+  """A leaf's tensor; a part of one of another shape may not exist."""
+  tensor = plain[part.name]
+  try:
+    return part.of(tensor.read())
+  except FewshotError:
+    raise
+  except (ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as e:
+    raise FewshotError(
+      f'{path} cannot be made of {part.name}, which is {tensor.shape} in the weights: {e}'
+    ) from None
+
+
 def _turn(path: str, x: np.ndarray, leaf: Any, dtype: Any) -> np.ndarray:
   """A stored tensor in our layout and dtype."""
   if path.endswith('kernel') and x.ndim == 2:
     x = x.T
   if path.endswith('kernel') and x.ndim == 4:
     x = x.transpose(2, 3, 1, 0)
-  if x.ndim != len(leaf.shape) and x.shape[x.ndim - len(leaf.shape) :] == leaf.shape:
+  if x.shape == (1,) * (x.ndim - len(leaf.shape)) + leaf.shape and not path.endswith('kernel'):
     x = x.reshape(leaf.shape)  # Leading ones, as of a stored position table.
   if x.shape != leaf.shape:
     raise FewshotError(
       f'{path} is {x.shape} in the weights but {leaf.shape} by the config; they do not belong '
       'together'
+    )
+  if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.issubdtype(x.dtype, jnp.inexact):
+    raise FewshotError(
+      f'{path} is stored as {x.dtype} without a scale; only packings with _scale and _zero_point '
+      'are read'
     )
   return np.asarray(x, dtype if jnp.issubdtype(x.dtype, jnp.inexact) else None, order='C')
 

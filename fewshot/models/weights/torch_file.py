@@ -7,6 +7,7 @@ the calls, it knows three, which it answers itself with a plain dict or a record
 lies; any other is an error.  This is what PyTorch calls `weights_only`, and narrower.
 """
 
+import io
 import math
 import pickletools
 import struct
@@ -19,10 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshot.errors import FewshotError, brief
-from fewshot.models.weights.files import broken, read_array
+from fewshot.models.weights.files import broken, read_array, regular
 from fewshot.models.weights.names import Tensor
 
 Extent = tuple[int, int]  # The first byte and the number of bytes.
+PROGRAM = 16 << 20  # Bytes of pickles at most: some hundred thousand tensors.
+RANK = 32
 MAGIC = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # Begins the format from before PyTorch 1.6.
 DTYPES: dict[str, Any] = {
   'torch.DoubleStorage': np.float64,
@@ -64,6 +67,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
   Raises:
     FewshotError: the file is broken, calls what no state dict calls, or is no dict of tensors.
   """
+  regular(path)
   try:
     with open(path, 'rb') as file:
       found, extents = _zipped(file) if zipfile.is_zipfile(file) else _legacy(file)
@@ -81,7 +85,9 @@ def _state_dict(found: Any) -> dict[str, Stored]:
   """The dict of tensors in what was saved."""
   inner = [found[k] for k in ('state_dict', 'model') if isinstance(found, dict) and k in found]
   for each in (*inner, found):
-    if isinstance(each, dict) and all(isinstance(x, Stored) for x in each.values()):
+    if isinstance(each, dict) and all(
+      isinstance(k, str) and isinstance(x, Stored) for k, x in each.items()
+    ):
       return each
   there = f'; it has {brief([str(k) for k in found])}' if isinstance(found, dict) else ''
   raise FewshotError(f'holds no dict of tensors; save model.state_dict(){there}')
@@ -89,15 +95,19 @@ def _state_dict(found: Any) -> dict[str, Stored]:
 
 def _tensor(path: Path, x: Stored, extent: Extent) -> Tensor:
   dtype, (start, size) = x.storage.dtype, extent
+  size = min(size, path.stat().st_size - start)  # Whatever the archive says of itself.
   span = 0
   if math.prod(x.shape):
     span = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.strides, strict=True))
-  if min((x.offset, *x.shape, *x.strides)) < 0 or (x.offset + span) * dtype.itemsize > size:
+  # Of views that repeat numbers, small files could hold large ones.
+  if max(x.offset + span, math.prod(x.shape)) * dtype.itemsize > size:
     raise ValueError('a tensor reaches beyond its storage')
 
   def read() -> np.ndarray:
     flat = read_array(path, start + x.offset * dtype.itemsize, (span,), dtype)
-    steps = [step * dtype.itemsize for step in x.strides]
+    steps = [
+      step * dtype.itemsize if n > 1 else 0 for n, step in zip(x.shape, x.strides, strict=True)
+    ]
     return np.lib.stride_tricks.as_strided(flat, x.shape, steps)
 
   return Tensor(x.shape, read)
@@ -114,20 +124,31 @@ def _zipped(file: IO[bytes]) -> tuple[Any, dict[str, Extent]]:
     if pickled is None:
       raise FewshotError('a zip, but no PyTorch file: it holds no data.pkl')
     root = pickled.removesuffix('data.pkl')
-    if f'{root}byteorder' in infos and archive.read(f'{root}byteorder') != b'little':
-      raise FewshotError('big-endian files are not read; save it on a little-endian machine')
+    for name, info in infos.items():
+      read = name.startswith((pickled, f'{root}byteorder', f'{root}data/'))
+      if read and info.compress_type != zipfile.ZIP_STORED:
+        raise FewshotError(f'{name} is compressed, which PyTorch never does')
+    if infos[pickled].file_size > PROGRAM:
+      raise FewshotError(f'{pickled} has more than {PROGRAM} bytes; save only model.state_dict()')
+    if f'{root}byteorder' in infos:
+      with archive.open(f'{root}byteorder') as order:
+        if order.read(16) != b'little':
+          raise FewshotError('big-endian files are not read; save it on a little-endian machine')
     with archive.open(pickled) as program:
-      found = interpret(program)
+      found = interpret(_head(program))
   extents = {}
   for name, info in infos.items():
     if name.startswith(f'{root}data/'):
-      if info.compress_type != zipfile.ZIP_STORED:
-        raise FewshotError(f'{name} is compressed, which PyTorch never does')
       file.seek(info.header_offset + 26)
       names, extra = struct.unpack('<HH', file.read(4))  # Of the entry's own header.
       start = info.header_offset + 30 + names + extra
       extents[name.removeprefix(f'{root}data/')] = (start, info.file_size)
   return found, extents
+
+
+def _head(file: IO[bytes]) -> IO[bytes]:
+  """The beginning of a file, where its pickles are."""
+  return io.BytesIO(file.read(PROGRAM))
 
 
 def _legacy(file: IO[bytes]) -> tuple[Any, dict[str, Extent]]:
@@ -136,11 +157,13 @@ def _legacy(file: IO[bytes]) -> tuple[Any, dict[str, Extent]]:
   if file.read(len(MAGIC)) != MAGIC:
     raise FewshotError('neither a zip nor the old PyTorch format; convert it to safetensors')
   storages: dict[str, Storage] = {}
-  version, _, found, keys = (interpret(file, storages) for _ in range(4))
+  head = _head(file)
+  version, _, found, keys = (interpret(head, storages) for _ in range(4))
   if version != 1001:
-    raise FewshotError(f'version {version} of the old PyTorch format; convert it to safetensors')
+    raise FewshotError('another version of the old PyTorch format; convert it to safetensors')
+  file.seek(len(MAGIC) + head.tell())
   extents = {}
-  for key in keys:
+  for key in map(_key, keys):
     (count,) = struct.unpack('<q', file.read(8))
     size = count * storages[key].dtype.itemsize
     extents[key] = (file.tell(), size)
@@ -210,36 +233,72 @@ def _last(n: int) -> Callable[[list[Any]], None]:
   return fold
 
 
-def _storage(kind: str, dtype: str, key: str) -> Storage:
-  if kind != 'storage' or dtype not in DTYPES:
-    raise FewshotError(f'the pickle refers to {kind} {dtype}; known: {", ".join(DTYPES)}')
+def _storage(kind: Any, dtype: Any, key: Any) -> Storage:
+  if kind != 'storage' or not isinstance(dtype, Name) or dtype not in DTYPES:
+    raise FewshotError(f'the pickle refers to a {_shown(dtype)}; known: {", ".join(DTYPES)}')
+  if not isinstance(key, str):
+    raise FewshotError(f'the pickle calls a storage by a {_shown(key)}, not by text')
   return Storage(np.dtype(DTYPES[dtype]), key)
+
+
+def _shown(x: Any) -> str:
+  """An object for an error: its text may be endless, and to make it may end the process."""
+  return x[:60] if isinstance(x, str) else type(x).__name__
+
+
+def _key(x: Any) -> Any:
+  """A key of a dict: to hash a tuple of tuples of ... may end the process."""
+  if not isinstance(x, str | int | float | None):
+    raise FewshotError(f'the pickle has a {_shown(x)} as a key, which no state dict has')
+  return x
 
 
 def _call(stack: list[Any]) -> None:
   args, function = stack.pop(), stack.pop()
   if not isinstance(function, Name) or function not in CALLS:
-    raise FewshotError(f'the pickle calls {str(function)[:60]}, which no state dict does; not run')
+    raise FewshotError(f'the pickle calls {_shown(function)}, which no state dict does; not run')
   stack.append(CALLS[function](*args))
 
 
 def _set_items(target: list[Any], items: list[Any]) -> None:
-  target[-1].update(zip(items[::2], items[1::2], strict=True))
+  target[-1].update(zip(map(_key, items[::2]), items[1::2], strict=True))
 
 
 def _set_item(stack: list[Any]) -> None:
   value, key = stack.pop(), stack.pop()
-  stack[-1][key] = value
+  stack[-1][_key(key)] = value
 
 
-def _rebuilt(storage: Storage, offset: int, shape: Any, strides: Any, *rest: Any) -> Stored:
+def _ordered(pairs: list[Any] | None = None) -> dict[Any, Any]:
+  """An OrderedDict; pairs are moved, since copies of one list could fill the memory."""
+  if pairs is None:
+    return {}
+  made = {_key(key): value for key, value in pairs}
+  pairs.clear()
+  return made
+
+
+def _name(stack: list[Any]) -> None:
+  name, module = stack.pop(), stack.pop()
+  if type(name) is not str or type(module) is not str or len(module) + len(name) > 200:
+    raise FewshotError(f'the pickle names a function by {_shown(module)} and {_shown(name)}')
+  stack.append(Name(f'{module}.{name}'))
+
+
+def _rebuilt(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
+  sizes = (offset, *shape[: RANK + 1], *strides[: RANK + 1])
+  whole = all(type(n) is int and 0 <= n < 1 << 63 for n in sizes)
+  if not isinstance(storage, Storage) or not whole or not len(shape) == len(strides) <= RANK:
+    raise ValueError('a tensor of no shape')
+  if math.prod(n or 1 for n in shape) >= 1 << 59:  # Though it be empty.
+    raise ValueError('a tensor that no memory holds')
   return Stored(storage, offset, tuple(shape), tuple(strides))
 
 
 CALLS: dict[str, Callable[..., Any]] = {
   'torch._utils._rebuild_tensor_v2': _rebuilt,
   'torch._utils._rebuild_parameter': lambda data, *rest: data,
-  'collections.OrderedDict': dict,
+  'collections.OrderedDict': _ordered,
 }
 PUSHES: dict[str, Callable[[Any], Any]] = {
   **dict.fromkeys(
@@ -266,7 +325,7 @@ CHANGES: dict[str, Callable[[list[Any]], Any]] = {
   'APPEND': lambda stack: stack[-2].append(stack.pop()),
   'BUILD': lambda stack: stack.pop(),  # Attributes such as _metadata; no state is set.
   'POP': lambda stack: stack.pop(),
-  'STACK_GLOBAL': lambda stack: stack.append(Name(f'{stack.pop(-2)}.{stack.pop()}')),
+  'STACK_GLOBAL': _name,
 }
 SINCE_MARK: dict[str, Callable[[list[Any], list[Any]], Any]] = {
   'TUPLE': lambda stack, items: stack.append(tuple(items)),
