@@ -19,7 +19,7 @@ import safetensors.numpy
 from fewshot import __version__, methods, models
 from fewshot.adapted import Adapted
 from fewshot.errors import FewshotError, brief
-from fewshot.methods import paths
+from fewshot.methods import paths, spelling
 from fewshot.models.weights.hf import read_json
 from fewshot.objectives import classification
 
@@ -37,6 +37,11 @@ KINDS: dict[str, type] = {
 def save(adapted: Adapted, folder: str | Path) -> Path:
   """Writes an adapted model to a folder that appears only when it is complete."""
   folder = Path(folder)
+  if len(methods.spell(adapted.method)) > spelling.MAX_LENGTH:
+    raise FewshotError(
+      f'the spelling of this method is longer than the {spelling.MAX_LENGTH:,} characters that are '
+      'read again; choose sites by shorter patterns'
+    )
   leaves = paths.flatten({'theta': adapted.theta, 'state': adapted.state})
   about = {
     'method': methods.spell(adapted.method),
@@ -80,8 +85,12 @@ def _put(tmp: Path, folder: Path) -> None:
   shutil.rmtree(old, ignore_errors=True)
 
 
-def load(folder: str | Path, model: models.Model | None = None) -> Adapted:
-  """Reads an adapted model back; a base of your own is passed as `model`.
+def load(
+  folder: str | Path,
+  model: models.Model | None = None,
+  method: methods.Method | None = None,
+) -> Adapted:
+  """Reads an adapted model back; a base and a method of your own are passed as they are.
 
   Raises:
     FewshotError: no checkpoint there, a damaged one, or other base weights than it was made on.
@@ -102,7 +111,11 @@ def load(folder: str | Path, model: models.Model | None = None) -> Adapted:
         f'{folder} was made on {name} with {what} {hashes.get(what)}, but {model.name} has {here}; '
         'load the base it belongs to'
       )
-  method = methods.parse(about['method'])
+  if method is not None and methods.spell(method) != about['method']:
+    raise FewshotError(
+      f'{folder} holds {about["method"]}, and the method given is {methods.spell(method)}'
+    )
+  method = method or methods.parse(about['method'])
   theta, state = _restore(folder, method, model, len(classes), tensors)
   split = hashes.get('split', '')
   return Adapted(model, method, theta, state, classes, about['max_length'], split)

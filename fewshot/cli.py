@@ -102,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
   for name in ('methods', 'fits', 'models', 'tasks'):
     listing = command(name, _listing, f'list the {name} there are')
     listing.add_argument('--json', action='store_true', help='print one JSON value')
+    if name == 'methods':
+      listing.add_argument('names', nargs='*', help='show the arguments and the formula of these')
 
   papers = command('papers', _papers, 'say which published systems are hosted, and by what')
   papers.add_argument('--json', action='store_true', help='print one JSON value, a row a system')
@@ -111,6 +113,17 @@ def _parser() -> argparse.ArgumentParser:
   assets.add_argument('names', nargs='*', help='asset names (verify: all when none is given)')
   assets.add_argument('--force', action='store_true', help='get: fetch even what is there')
   assets.add_argument('--json', action='store_true', help='print one JSON value')
+
+  adapters = command('adapters', _adapters, 'read an adapter of HF PEFT, or write one')
+  adapters.add_argument('action', choices=('import', 'export'))
+  adapters.add_argument('folder', help="import: PEFT's folder; export: a checkpoint")
+  adapters.add_argument('--model', help='the base: a name or a folder (export: the recorded one)')
+  adapters.add_argument('--out', required=True, help='the folder of what is written')
+  adapters.add_argument('--task', help="export: PEFT's task_type, for example CAUSAL_LM")
+  adapters.add_argument(
+    '--without-head', action='store_true', help='import: leave out a saved classifier'
+  )
+  adapters.add_argument('--json', action='store_true', help='print one JSON value')
 
   doctor = command('doctor', _doctor, 'say what this machine has and what is missing')
   doctor.add_argument('--json', action='store_true', help='print one JSON value')
@@ -153,6 +166,9 @@ def _listing(args: argparse.Namespace, rest: list[str]) -> None:
   del rest
   from fewshot import listings
 
+  if getattr(args, 'names', None) and not args.json:
+    print('\n\n'.join(listings.manual(name) for name in args.names))
+    return
   _print(listings.rows(args.command), args.json)
 
 
@@ -181,6 +197,17 @@ def _assets(args: argparse.Namespace, rest: list[str]) -> int:
   rows = listings.verified(args.names)
   _print(rows, args.json)
   return int(any(r['status'] == 'corrupted' for r in rows))
+
+
+def _adapters(args: argparse.Namespace, rest: list[str]) -> None:
+  del rest
+  from fewshot.exchange import command
+
+  row = command.run(args.action, args.folder, args.out, args.model, args.task, args.without_head)
+  if args.json:
+    print(json.dumps(row))
+  else:
+    _print([row], False)
 
 
 def _doctor(args: argparse.Namespace, rest: list[str]) -> int:

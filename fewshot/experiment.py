@@ -273,7 +273,13 @@ def _write(out: Path, log: Log, record: dict[str, Any]) -> dict[str, Any]:
 def _adapted(p: Prepared, result: Result) -> Adapted:
   split = p.data.splits[result.run.split]
   return Adapted(
-    p.model, p.method, result.theta, result.state, p.task.classes, p.config.max_length, split.hash
+    p.model,
+    result.method,
+    result.theta,
+    result.state,
+    p.task.classes,
+    p.config.max_length,
+    split.hash,
   )
 
 

@@ -3,10 +3,12 @@
 import ast
 import inspect
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from fewshot import assets
+from fewshot.errors import FewshotError, nearest
 
 # Of the methods that cannot be called without arguments.
 EXAMPLES = {
@@ -35,6 +37,23 @@ def rows(what: str) -> list[dict[str, Any]]:
   from fewshot.tasks import sources
 
   return sources.rows()
+
+
+def manual(name: str) -> str:
+  """The call and the docstring of a method.
+
+  >>> print(manual('full').partition(':')[0])
+  full()
+  <BLANKLINE>
+    Full fine-tuning (Howard and Ruder 2018, arXiv
+  """
+  from fewshot import methods
+
+  if name not in methods.VOCABULARY:
+    raise FewshotError(f'there is no method {name!r}; {nearest(name, methods.VOCABULARY)}')
+  f = methods.VOCABULARY[name]
+  call = str(inspect.signature(f)).partition(' ->')[0]
+  return f'{name}{call}\n\n' + textwrap.indent(inspect.getdoc(f) or '', '  ')
 
 
 def verified(names: Sequence[str]) -> list[dict[str, Any]]:

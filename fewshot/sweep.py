@@ -41,6 +41,7 @@ class Result(NamedTuple):
   logits: np.ndarray  # [T, C], of the test items in the split's order.
   curve: np.ndarray | None  # [steps], the training loss.
   dev: dict[str, float] | None
+  method: Method  # As planned, where its structure depends on data.
   theta: Any
   state: Any
   timings: dict[str, float]
@@ -103,6 +104,9 @@ def setup(
 ) -> train.Setup:  # fmt: skip
   """What the runs share; a method whose structure depends on data is planned on the first split."""
   objective = objective or classification()
+  highest = max(int(np.max(x)) for x in (data.train['labels'], data.labels) if np.size(x))
+  if highest >= classes:
+    raise FewshotError(f'a label is {highest}, and there are {classes} classes, 0 to {classes - 1}')
   calib = Calib(_row(data.train, 0), classes, objective.loss)
   if method.plan:
     method = method.plan(model.forward, model.params, calib)
@@ -141,6 +145,7 @@ def has_logits(model: Model, method: Method, calib: Calib) -> bool:
 class Programs(NamedTuple):
   """Two compiled programs over `chunk` runs, and what they cost."""
 
+  method: Method
   chunk: int
   advance: Any
   score: Any
@@ -187,7 +192,9 @@ def _compile_chunk(setup: train.Setup, params: Any, data: Encoded, chunk: list[R
   score = jax.jit(_scored(setup)).lower(params, empty, test, inputs.data.dev).compile()
   seconds = time.perf_counter() - start
   peak = max(_program_bytes(p) for p in (fit, score))
-  return Programs(len(chunk), fit, score, straight, setup.fit.steps, empty, test, seconds, peak)
+  return Programs(
+    setup.method, len(chunk), fit, score, straight, setup.fit.steps, empty, test, seconds, peak
+  )
 
 
 def _scored(setup: train.Setup) -> Callable[..., Any]:
@@ -250,6 +257,7 @@ def _results(
       scored['logits'][i][order],
       None if curve is None else np.asarray(curve[i]),
       dev,
+      programs.method,
       pick(scored['theta']),
       pick(scored['state']),
       timings,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import fewshot
 from fewshot import fits, methods, models, objectives, sweep, tasks, train
 from fewshot.errors import FewshotError
 from fewshot.tasks.encode import Encoded
@@ -252,3 +253,32 @@ def test_the_real_minilm_on_trec_at_once_and_one_by_one():
   objective = objectives.classification()
   chance = objective.mean({'logits': np.zeros((1, 6))}, {'labels': np.zeros(1, int)})
   np.testing.assert_allclose(both[0].curve[0], chance, atol=1e-5)  # The head starts at zero.
+
+
+def test_labels_beyond_the_classes_are_refused(tiny):
+  with pytest.raises(FewshotError, match='a label is 2, and there are 2 classes, 0 to 1'):
+    list(sweep.sweep(tiny.model, tiny.encoded, methods.linear(), fits.sgd(steps=1), classes=2))
+
+
+def test_a_head_of_other_classes_is_refused(tiny):
+  head = {'kernel': np.zeros((32, 5), np.float32), 'bias': np.zeros(5, np.float32)}
+  model = tiny.model._replace(params=tiny.params | {'head': head})
+  run = lambda spelling: sweep.sweep(  # noqa: E731
+    model, tiny.encoded, methods.parse(spelling), fits.sgd(steps=1, batch=4), classes=3
+  )
+  with pytest.raises(FewshotError, match='came with tells 5 classes apart, and the task has 3'):
+    list(run('bitfit()'))
+  assert len(list(run('chain(bitfit(), linear())'))) == 2
+
+
+def test_a_planned_method_comes_back_with_its_results(tiny, tmp_path):
+  method = methods.parse('chain(lofit(steps=2), linear())')
+  model = tiny.model._replace(example=tiny.batch)
+  results = list(sweep.sweep(model, tiny.encoded, method, fits.sgd(steps=1, batch=4), classes=3))
+  planned = results[0].method
+  assert methods.spell(planned) != methods.spell(method) and planned.parts[0].plan is None
+  adapted = fewshot.Adapted(model, planned, results[0].theta, results[0].state, ('a', 'b', 'c'))
+  fewshot.save(adapted, tmp_path / 'x')
+  back = fewshot.load(tmp_path / 'x', model=model)
+  inputs = {k: tiny.batch[k] for k in ('tokens', 'mask')}
+  np.testing.assert_allclose(back.logits(inputs), adapted.logits(inputs), atol=1e-6)

@@ -40,11 +40,34 @@ class Calib(NamedTuple):
   loss: Callable[[Outputs, Batch], Array] | None = None  # Per-example loss, [B].
 
   def gradient(self, forward: Forward, params: Params) -> Params:
-    """The gradient of the mean loss on the batch with respect to `params`."""
+    """The gradient of the mean loss on the batch with respect to `params`.
+
+    A head that starts at zero gives none, and a model may have none of these classes: the logits
+    are then those of the batch's own class means, f . mu_c / |f| |mu_c| (see `_by_means`).
+    """
     if self.loss is None:
       raise FewshotError('this method needs a loss to start from; pass Calib(batch, classes, loss)')
     loss = self.loss
-    return jax.grad(lambda p: loss(forward(p, self.batch), self.batch).mean())(params)
+
+    def value(p: Params) -> Array:
+      return loss(self._by_means(forward(p, self.batch)), self.batch).mean()
+
+    return jax.grad(value)(params)
+
+  def _by_means(self, outputs: Outputs) -> Outputs:
+    """The outputs, with cosines to class means where the logits tell no examples apart."""
+    if 'features' not in outputs or 'labels' not in self.batch or self.classes < 2:
+      return outputs
+    f = outputs['features']
+    f = f / (jnp.linalg.norm(f, axis=-1, keepdims=True) + 1e-6)
+    labels = jax.nn.one_hot(self.batch['labels'], self.classes, dtype=f.dtype)
+    means = jax.lax.stop_gradient(labels.T @ f)  # Their lengths matter to no direction.
+    cosines = f @ (means / (jnp.linalg.norm(means, axis=-1, keepdims=True) + 1e-6)).T
+    z = outputs.get('logits')
+    if z is not None and z.shape[-1] >= self.classes:
+      blind = jnp.all(z == z[:1])
+      cosines = jnp.where(blind, jnp.pad(cosines, ((0, 0), (0, z.shape[-1] - self.classes))), z)
+    return outputs | {'logits': cosines}
 
 
 def _same_params(theta: Theta, state: State, params: Params) -> Params:
@@ -86,6 +109,7 @@ class Method(NamedTuple):
   optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = _same_tx
   plan: Callable[[Forward, Params, Calib], 'Method'] | None = None
   made: Made | None = None
+  merges_last: bool = False  # Where what it merges into depends on what others merge.
   parts: tuple['Method', ...] = ()  # Of a chain: what it folds.
 
   @property
@@ -183,7 +207,7 @@ def chain(*methods: Method) -> Method:
     return forward
 
   def merge_parts(theta: Theta, state: State, params: Params) -> Params:
-    for part, t, s in zipped(theta, state):
+    for part, t, s in sorted(zipped(theta, state), key=lambda each: each[0].merges_last):
       params = part.merge(t, s, params) if part.merge else params
     return params
 

@@ -131,8 +131,7 @@ def lora_ga(g: Given) -> tuple[Array, Array]:
 
       dL/dW = U S V^T,   A = c U[:, :r],   B = c V[:, r:2r]^T,   c = k^1/4 / 16^1/2
 
-  The gradient is that of `calib.loss`; a head that the loss needs comes before this method in a
-  chain.
+  The gradient is that of `calib.loss`, see `Calib.gradient`.
   """
   check_rank(g, min(g.shape) // 2)
   if g.seen is None:

@@ -118,7 +118,7 @@ def vblora(
   >>> vblora(rank=2, vector_length=8).mergeable
   True
   """
-  at_least_one('vblora', rank=rank)
+  at_least_one('vblora', rank=rank, vector_length=vector_length)
   if not 1 <= topk <= num_vectors:
     raise FewshotError(f'vblora(topk={topk}) takes 1 to num_vectors={num_vectors} vectors a piece')
 

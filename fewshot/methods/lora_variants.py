@@ -52,6 +52,7 @@ def dora(where: Where = KERNELS, rank: int = 8, alpha: float = 16.0) -> Method:
   def weight(t: dict[str, Array], w: Array) -> Array:
     v = _matrix(w, 'dora') + scale(alpha, rank) * t['a'] @ t['b']
     length = jax.lax.stop_gradient(jnp.linalg.norm(v, axis=0))
+    length = jnp.where(length > 0, length, 1)  # A column of zeros stays one.
     return (v * (t['m'] / length)).reshape(w.shape)
 
   return in_weights(where, init, weight)
@@ -91,7 +92,7 @@ def lora_sb(where: Where = SITES, rank: int = 8, lr: float = 1e-4) -> Method:
       y = x W + x A R B,   -lr sign(dL/dW) = U S V^T,   A = U_r,   R = S_r,   B = V_r^T
 
   A and B are frozen.  It starts where one step of Adam at the rate `lr` takes W, cut to rank r.
-  The gradient is that of `calib.loss`; a head that it needs comes before this in a chain.
+  The gradient is that of `calib.loss`, see `Calib.gradient`.
 
   >>> lora_sb(rank=4).mergeable
   True

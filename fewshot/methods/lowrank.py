@@ -253,5 +253,7 @@ def _check(
     raise FewshotError(f"lora(freeze='b', init={init!r}) freezes B at zero; take init='pissa'")
   if rho < 1 or (rho > 1 and (init != 'eva' or ranks)):
     raise FewshotError(f"lora(rho={rho}) is at least 1, and above 1 for init='eva' without ranks")
-  if init != 'gaussian' and alpha <= 0:
-    raise FewshotError(f'lora(alpha={alpha}, init={init!r}) divides by alpha; it is above 0')
+  if not alpha or not math.isfinite(alpha):
+    raise FewshotError(f'lora(alpha={alpha}) gives no update, or none that is finite')
+  if init != 'gaussian' and alpha < 0:
+    raise FewshotError(f'lora(alpha={alpha}, init={init!r}) takes a root of alpha; it is above 0')

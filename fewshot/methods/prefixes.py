@@ -144,7 +144,7 @@ def context_tuning(length: int = 64, dropout: float = 0.05, where: Where = CORES
       seen = context['seen'][None]
       if key is not None:
         own = _fingerprint(batch)[:, None] == context['owner']
-        kept = jax.random.bernoulli(jax.random.fold_in(key, salt), 1 - dropout, own.shape)
+        kept = jax.random.bernoulli(jax.random.fold_in(key, salt), 1.0 - dropout, own.shape)
         seen = seen & kept & ~own
       return _prefixed(forward, theta, seen, context['seen'].sum())(params, batch, key)
 

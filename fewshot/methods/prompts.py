@@ -232,6 +232,10 @@ def _rows(
   """(key, table, batch) -> the vectors [length, d] that a prompt starts as."""
   if init not in ('vocabulary', 'random', 'examples'):
     raise FewshotError(f'{name}(init={init!r}); there are vocabulary, random, examples')
+  if not all(type(i) is int for i in tokens):
+    raise FewshotError(
+      f'{name}(tokens={tokens}): tokens are ids of the vocabulary, (2054, 2003, ...)'
+    )
   if tokens and init != 'vocabulary':
     raise FewshotError(f'{name} starts at tokens={tokens} or at init={init!r}, not at both')
 

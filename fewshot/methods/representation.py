@@ -133,6 +133,10 @@ def lofit(
   if not 0 < top <= 1 or steps < 1:
     raise FewshotError(f'lofit(top={top}, steps={steps}): top is in (0, 1], steps at least 1')
   chosen = dict(heads)
+  if len(chosen) < len(heads) or not all(isinstance(h, (tuple, list)) for h in chosen.values()):
+    raise FewshotError(
+      f'lofit(heads={heads}) is not of the form ((site, (head, ...)), ...), once each'
+    )
 
   def init(key: Array, site: Site) -> dict[str, Array]:
     del key
@@ -150,7 +154,7 @@ def lofit(
 
   at_heads = at('|'.join(map(re.escape, chosen))) if chosen else where
   built = in_activations(at_heads, init, call, frozen=('heads',))
-  return built._replace(merge=_into_out, plan=None if chosen else plan)
+  return built._replace(merge=_into_out, merges_last=True, plan=None if chosen else plan)
 
 
 @method
@@ -170,6 +174,12 @@ def bias_steering(
   if positive == negative:
     raise FewshotError(f'bias_steering contrasts two labels; both are {positive}')
 
+  def check(classes: int) -> None:
+    if not all(0 <= label < classes for label in (positive, negative)):
+      raise FewshotError(
+        f'bias_steering(positive={positive}, negative={negative}): labels are 0 to {classes - 1}'
+      )
+
   def init(key: Array, site: Site, contrast: Array | float = 0.0) -> dict[str, Array]:
     del key
     return {'vector': jnp.zeros(output(site).shape[-1:], wide(site)) + alpha * contrast}
@@ -178,6 +188,7 @@ def bias_steering(
     labels = calib.batch.get('labels')
     if labels is None:
       raise FewshotError('bias_steering(alpha=...) starts from labels, and the batch has none')
+    check(calib.classes)
     sides = jnp.stack([jnp.asarray(labels) == c for c in (positive, negative)])
 
     def contrast(h: Array) -> Array:
@@ -236,7 +247,8 @@ def _scores(
     lambda key, site: {'scale': jnp.zeros(output(site).shape[-2:], wide(site))},
     lambda t, f, *args: f(*args) * (1 + t['scale']),
   )
-  headed = 'logits' in jax.eval_shape(lambda p, b: forward(p, b), params, calib.batch)
+  z = jax.eval_shape(lambda p, b: forward(p, b), params, calib.batch).get('logits')
+  headed = z is not None and z.shape[-1] >= calib.classes
   probe, tx = (scales if headed else chain(scales, linear())), optax.adam(lr)
 
   @jax.jit

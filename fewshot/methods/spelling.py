@@ -49,11 +49,18 @@ def spelled(fn: Callable[..., T]) -> Callable[..., T]:
 
   @functools.wraps(fn)
   def make(*args: Any, **kwargs: Any) -> T:
+    args = tuple(map(_plain, args))
+    kwargs = {k: _plain(v) for k, v in kwargs.items()}
     _check(fn, args, kwargs)
     result: Any = fn(*args, **kwargs)
     return result._replace(made=Made(make, args, tuple(kwargs.items())))
 
   return make
+
+
+def _plain(value: Any) -> Any:
+  """A numpy scalar as Python's own number, as it will be spelled."""
+  return value.item() if isinstance(value, np.generic) else value
 
 
 def spell(value: Any) -> str:

@@ -136,7 +136,9 @@ def pixels(batch: Mapping[str, Any], config: Any, params: Any) -> Array:
   """
   if 'image' not in batch:
     has = ', '.join(batch) or 'nothing'
-    raise FewshotError(f'this model reads image [B, H, W, C], and the batch has {has}; add images')
+    raise FewshotError(
+      f'this model reads image [B, H, W, C], and the batch has {has}; name the images `image`'
+    )
   image = jnp.asarray(batch['image'])
   channels = len(config.mean)
   if image.ndim != 4 or image.shape[-1] != channels:

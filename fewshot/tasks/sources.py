@@ -62,16 +62,13 @@ def from_csv(path: str | Path, text: str = 'text', label: str = 'label') -> Task
 def from_arrays(x: Any, y: Any, name: str = 'arrays', test: Any = None) -> Task:
   """A task from an array of inputs [N, ...] (or a dict of them) and labels [N].
 
-  Arrays are named `x` in a batch, images [N, H, W, C] `image`.
+  An array alone is named `x` in a batch; the image models read {'image': [N, H, W, C]}.
 
   >>> task = from_arrays(np.zeros((6, 4)), [0, 1, 0, 1, 0, 1])
   >>> task.inputs['x'].shape, task.classes
   ((6, 4), ('0', '1'))
   """
-  if not isinstance(x, dict):
-    x = np.asarray(x)
-    x = {'image' if x.ndim == 4 else 'x': x}
-  return make(name, x, y, test)
+  return make(name, x if isinstance(x, dict) else {'x': np.asarray(x)}, y, test)
 
 
 def rows() -> list[dict[str, Any]]:

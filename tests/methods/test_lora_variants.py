@@ -1,6 +1,7 @@
 """What defines each relative of LoRA, against plain numpy on one small linear map."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -203,3 +204,12 @@ def test_what_makes_no_sense_is_refused(spelling, match):
 def test_what_does_not_fit_the_weight_is_refused(spelling, match):
   with pytest.raises(FewshotError, match=match):
     begin(methods.parse(spelling))
+
+
+def test_dora_leaves_a_column_of_zeros_finite():
+  params = {'kernel': jnp.ones((4, 3)).at[:, 1].set(0)}
+  method = methods.dora(where='kernel', rank=2)
+  theta, state = method.init(jax.random.key(0), None, params, None)
+  value = lambda t: method.weights(t, state, params)['kernel'].sum()  # noqa: E731
+  np.testing.assert_allclose(method.weights(theta, state, params)['kernel'], params['kernel'])
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.grad(value)(theta)))

@@ -92,7 +92,7 @@ def test_dropout_acts_in_training_only_and_on_average_not_at_all():
     ("lora(freeze='c')", 'names no factor'),
     ("lora(freeze='b')", "freezes B at zero; take init='pissa'"),
     ('lora(rho=2.0)', "above 1 for init='eva'"),
-    ("lora(alpha=0.0, init='pissa')", 'divides by alpha'),
+    ("lora(alpha=0.0, init='pissa')", 'gives no update'),
     ('lora_plus(ratio=0.0)', 'ratio is above 0'),
   ],
 )
@@ -171,3 +171,23 @@ def test_sylvester():
   c = RNG.standard_normal((3, 2))
   x = np.asarray(sylvester(*(jnp.asarray(v, jnp.float32) for v in (m, n, c))))
   np.testing.assert_allclose(m @ x + x @ n, c, atol=1e-4)
+
+
+@pytest.mark.parametrize('spelling', ['{}', 'chain({}, linear())', 'chain(linear(), {})'])
+def test_a_gradient_does_not_depend_on_a_head_that_starts_at_zero(tiny, spelling):
+  """Such a head gives none, and a model may have none at all: class means stand in."""
+  params = {k: v for k, v in tiny.params.items() if k != 'head'}
+  unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+  features = lambda p: unit(tiny.forward(p, tiny.batch)['features'])  # noqa: E731
+  labels = tiny.batch['labels']
+  means = unit(jnp.stack([features(params)[labels == c].sum(0) for c in range(3)]))
+  loss = lambda p: tiny.calib.loss({'logits': features(p) @ means.T}, tiny.batch).mean()  # noqa: E731
+  gradient = jax.grad(loss)(params)['encoder']['block_0']['attn']['query']['kernel']
+  inner = "lora(where='.*/block_0/attn/query', rank=2, init='lora_ga')"
+  theta, _ = methods.parse(spelling.format(inner)).init(
+    jax.random.key(0), tiny.forward, params, tiny.calib
+  )
+  parts = theta if isinstance(theta, tuple) else (theta,)
+  (a,) = (unit(t['a'].T) for part in parts for p, t in part.items() if p != 'head')
+  u = jnp.linalg.svd(gradient)[0][:, :2]
+  np.testing.assert_allclose(jnp.abs(a @ u), np.eye(2), atol=1e-3)

@@ -202,3 +202,16 @@ def test_which_tokens_are_real():
   assert real(mask=mask) == [[False, True, False], [False, True, True]]
   everything = [[True] * 3] * 2
   assert real() == everything == real(mask=mask, image=x) == real(mask=np.ones((3, 3), bool))
+
+
+@pytest.mark.parametrize('order', ['chain({0}, {1})', 'chain({1}, {0})'])
+@pytest.mark.parametrize(
+  'beside', ["lora(where='.*/attn/out', rank=2)", "oft(where='.*/attn/out')"]
+)
+def test_lofit_merges_into_what_the_others_made_of_the_weight(tiny, perturb, order, beside):
+  method = methods.parse(order.format('lofit()', beside))
+  theta, state = method.init(KEY, tiny.forward, tiny.params, tiny.calib)
+  theta = perturb(theta)
+  applied = methods.adapt(method, tiny.forward, theta, state)(tiny.params, tiny.batch)
+  merged = tiny.forward(methods.merge(method, theta, state, tiny.params), tiny.batch)
+  np.testing.assert_allclose(merged['features'], applied['features'], atol=1e-4)

@@ -1,5 +1,6 @@
 """Spellings: what they mean, how they print, and that no text breaks the parser."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ WHERES = st.recursive(
 )
 SIZES = st.integers(1, 99)
 PARTS = st.one_of(
-  st.builds(methods.lora, WHERES, SIZES, st.floats(-1e9, 1e9)),
+  st.builds(methods.lora, WHERES, SIZES, st.floats(-1e9, 1e9).filter(bool)),
   st.builds(methods.tune, WHERES),
   st.builds(methods.adapter, width=SIZES),
   st.builds(methods.soft_prompt, SIZES),
@@ -168,3 +169,11 @@ def test_what_no_constructor_made_has_no_spelling():
     methods.spell(methods.Method(lambda *a: ({}, {})))
   with pytest.raises(FewshotError, match='has no spelling'):
     methods.spell(methods.tune(paths.Selection(lambda p: True)))
+
+
+def test_numbers_of_numpy_are_those_of_python():
+  """sparse tells a count from a fraction by the type."""
+  made = methods.sparse(budget=np.int64(20))
+  params = {'attn': {'query': {'kernel': np.ones((8, 8), np.float32)}}}
+  theta, _ = made.init(jax.random.key(0), None, params, None)
+  assert methods.spell(made) == 'sparse(budget=20)' and methods.count(theta) == 20

@@ -56,7 +56,6 @@ def test_test_rows_as_numbers_or_as_a_mask():
 def test_arrays_by_name_and_alone():
   x = np.arange(12.0).reshape(6, 2)
   assert tasks.from_arrays(x, [0, 1] * 3).inputs['x'] is x
-  assert list(tasks.from_arrays(np.zeros((4, 2, 2, 3)), [0, 1] * 2).inputs) == ['image']
   task = tasks.from_arrays({'a': x, 'b': x[:, 0]}, [0, 1] * 3, name='mine', test=[0])
   assert set(task.inputs) == {'a', 'b'} and task.name == 'mine' and not task.is_text
   assert len(set(task.ids)) == 6
