@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,31 @@ def save(adapted: Adapted, folder: str | Path) -> Path:
     'max_length': adapted.max_length,
     'versions': {'fewshot': __version__, 'jax': jax.__version__},
   }
-  tmp = None
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+
+  def fill(tmp: Path) -> None:
     safetensors.numpy.save_file({k: np.asarray(v) for k, v in leaves.items()}, tmp / TENSORS)
     (tmp / ABOUT).write_text(json.dumps(about, indent=1) + '\n')
+
+  return publish(folder, fill, {TENSORS, ABOUT}, 'checkpoint')
+
+
+def publish(folder: Path, fill: Callable[[Path], None], own: set[str], what: str) -> Path:
+  """Makes a folder that appears only when `fill` has written all of it.
+
+  What is there is overwritten only if it holds nothing but files of the names `own`, and goes only
+  when the new one stands.
+  """
+  tmp = None
+  try:
+    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - own):
+      raise FewshotError(f'{folder} exists and is no {what}; give another folder')
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tmp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+    fill(tmp)
     _put(tmp, folder)
   except (OSError, safetensors.SafetensorError) as e:
-    raise FewshotError(
-      f'cannot save to {folder}: {getattr(e, "strerror", None) or e}; give a writable folder'
-    ) from None
+    reason = getattr(e, 'strerror', None) or e
+    raise FewshotError(f'cannot save to {folder}: {reason}; give a writable folder') from None
   finally:
     if tmp is not None and tmp.exists():
       shutil.rmtree(tmp, ignore_errors=True)
@@ -70,11 +85,10 @@ def save(adapted: Adapted, folder: str | Path) -> Path:
 
 
 def _put(tmp: Path, folder: Path) -> None:
-  """Moves `tmp` to `folder`; the checkpoint that was there goes only when the new one stands."""
+  """Moves `tmp` to `folder`; what was there comes back if that fails."""
   if not folder.exists():
     os.replace(tmp, folder)
     return
-  _refuse_foreign(folder)
   old = tmp.with_name(f'{tmp.name}-old')
   os.replace(folder, old)
   try:
@@ -136,16 +150,7 @@ def _restore(
   folder: Path, method: Any, model: models.Model, classes: int, tensors: dict[str, Any]
 ) -> tuple[Any, Any]:
   """The tensors in the structure that the method's init has."""
-  batch = model.example
-  if batch is None and model.tokenizer is not None:
-    ones = np.ones((1, 2), np.int32)
-    batch = {'tokens': ones, 'mask': ones > 0}
-  if batch is None:
-    raise FewshotError(f'{model.name} needs an example batch to restore from: Model(example=...)')
-  rows = len(next(iter(batch.values())))
-  labelled = batch | {'labels': np.zeros(rows, np.int32)}  # Some methods start from a gradient.
-  calib = methods.Calib(labelled, classes, classification().loss)
-  shapes = methods.shapes(method, model.forward, model.params, calib)
+  shapes = starting_shapes(method, model, classes)
   like = {'theta': shapes[0], 'state': shapes[1]}
   wanted = {p: x.shape for p, x in paths.flatten(like).items()}
   odd = [p for p in wanted if p not in tensors or tensors[p].shape != wanted[p]]
@@ -156,6 +161,25 @@ def _restore(
   return tree['theta'], tree['state']
 
 
+def starting_shapes(method: methods.Method, model: models.Model, classes: int) -> tuple[Any, Any]:
+  """The shapes of (theta, state) of a method on a model, by the model's example batch."""
+  batch = example_of(model)
+  rows = len(next(iter(batch.values())))
+  labelled = batch | {'labels': np.zeros(rows, np.int32)}  # Some methods start from a gradient.
+  calib = methods.Calib(labelled, classes, classification().loss)
+  return methods.shapes(method, model.forward, model.params, calib)
+
+
+def example_of(model: models.Model) -> dict[str, Any]:
+  """A batch of one."""
+  if model.example is not None:
+    return model.example
+  if model.tokenizer is None:
+    raise FewshotError(f'{model.name} needs an example batch to restore from: Model(example=...)')
+  ones = np.ones((1, 2), np.int32)
+  return {'tokens': ones, 'mask': ones > 0}
+
+
 def _dtype(model: models.Model) -> str:
   """That of the frozen weights, by which a base loaded again is cast."""
   leaves = [np.asarray(x).dtype for x in jax.tree.leaves(model.params)]
@@ -164,9 +188,3 @@ def _dtype(model: models.Model) -> str:
 
 def _hashes(model: models.Model) -> dict[str, str]:
   return dict(model.hashes) or {'weights': models.hash_params(model.params)}
-
-
-def _refuse_foreign(folder: Path) -> None:
-  """Only a checkpoint is overwritten, never a folder that holds something else."""
-  if not folder.is_dir() or {p.name for p in folder.iterdir()} - {TENSORS, ABOUT}:
-    raise FewshotError(f'{folder} exists and is no checkpoint; give another folder')

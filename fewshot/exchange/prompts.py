@@ -12,8 +12,9 @@ import numpy as np
 from flax import linen as nn
 
 from fewshot import methods
+from fewshot.checkpoint import example_of, starting_shapes
 from fewshot.errors import FewshotError, brief
-from fewshot.exchange.sites import arguments, example, start
+from fewshot.exchange.sites import arguments
 from fewshot.methods.base import Method, adapt
 from fewshot.models.base import Model
 
@@ -36,12 +37,12 @@ def read(
   x = tensors[TENSOR]
   if config['peft_type'] != 'PREFIX_TUNING':
     method = methods.soft_prompt(length=len(x))
-    theta, state = start(method, model)
+    theta, state = starting_shapes(method, model, 0)
     _check(model, x, theta['inputs']['prompt'].shape)
     made = {'prompt': jnp.asarray(x, jnp.float32) / _gain(model)}
     return method, theta | {'inputs': made}, state
   method = methods.prefix(length=len(x))
-  theta, state = start(method, model)
+  theta, state = starting_shapes(method, model, 0)
   cores = [path for path, t in theta.items() if t]
   n, groups, width = theta[cores[0]]['keys'].shape
   _check(model, x, (n, 2 * len(cores) * groups * width))
@@ -85,7 +86,7 @@ def _seen(model: Model, wrap: Callable[[Any], Any] = lambda forward: forward) ->
     with nn.intercept_methods(record):  # Innermost, so that it sees what a method hands on.
       return model.forward(params, batch, key)
 
-  wrap(forward)(model.params, example(model))
+  wrap(forward)(model.params, example_of(model))
   return seen
 
 

@@ -13,12 +13,13 @@ import safetensors.numpy
 
 from fewshot import methods
 from fewshot.adapted import Adapted
+from fewshot.checkpoint import starting_shapes
 from fewshot.errors import FewshotError, brief, nearest
 from fewshot.exchange import heads, prompts
 from fewshot.exchange.kinds import Config, Entries, Kind
 from fewshot.exchange.library import KINDS, PROMPTS
 from fewshot.exchange.modules import ROOT, SHARED, Modules, modules
-from fewshot.exchange.sites import everywhere, kernel, pattern, repeated, start
+from fewshot.exchange.sites import everywhere, kernel, pattern, repeated
 from fewshot.methods import paths
 from fewshot.methods.base import Method
 from fewshot.models.base import Model
@@ -223,7 +224,7 @@ def _fill(
   kind: Kind, config: Config, method: Method, own: Stored, shared: Entries, model: Model
 ) -> tuple[Any, Any]:
   """theta and state with the stored tensors; every entry must be there, every tensor fit."""
-  like = dict(zip(('theta', 'state'), start(method, model), strict=True))
+  like = dict(zip(('theta', 'state'), starting_shapes(method, model, 0), strict=True))
   leaves, found, missing = paths.flatten(model.params), {}, []
   unread = {(site, name) for site, t in own.items() for name in t}
   for path, x in paths.flatten(like).items():

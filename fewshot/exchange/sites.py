@@ -7,29 +7,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import jax
-import numpy as np
 from flax import linen as nn
 
-from fewshot import methods
+from fewshot.checkpoint import example_of
 from fewshot.methods import paths
-from fewshot.methods.base import Calib, Method
+from fewshot.methods.base import Method
 from fewshot.methods.spelling import Made
 from fewshot.models.base import Model
-from fewshot.objectives import classification
-
-
-def start(method: Method, model: Model) -> tuple[Any, Any]:
-  """The shapes of (theta, state) of a method on a model."""
-  batch = example(model)
-  labels = np.zeros(len(next(iter(batch.values()))), np.int32)
-  calib = Calib(batch | {'labels': labels}, 0, classification().loss)
-  return methods.shapes(method, model.forward, model.params, calib)
-
-
-def example(model: Model) -> dict[str, Any]:
-  """A batch of one."""
-  ones = np.ones((1, 2), np.int32)
-  return model.example or {'tokens': ones, 'mask': ones > 0}
 
 
 def arguments(method: Method) -> dict[str, Any]:
@@ -50,7 +34,7 @@ def repeated(model: Model) -> set[str]:
     return next_fn(*args, **kwargs)
 
   with nn.intercept_methods(count):
-    jax.eval_shape(lambda p, b: model.forward(p, b), model.params, example(model))
+    jax.eval_shape(lambda p, b: model.forward(p, b), model.params, example_of(model))
   return {path for path, n in calls.items() if n > 1}
 
 

@@ -1,20 +1,17 @@
 """From an adapted model to an adapter that HF PEFT loads."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from fewshot import methods
 from fewshot.adapted import Adapted
+from fewshot.checkpoint import publish
 from fewshot.errors import FewshotError, brief, nearest
 from fewshot.exchange import fused, heads, prompts
 from fewshot.exchange.kinds import Kind, Site
@@ -197,27 +194,9 @@ def _targets(kind: Kind, made: Sites, turned: bool) -> dict[str, Any]:
 
 
 def _save(folder: Path, config: dict[str, Any], tensors: Tensors) -> Path:
-  """Writes to a folder beside and moves it; what is there goes only when the new one stands."""
-  tmp = None
-  try:
-    if folder.exists() and (
-      not folder.is_dir() or {p.name for p in folder.iterdir()} - {CONFIG, TENSORS, 'README.md'}
-    ):
-      raise FewshotError(f'{folder} exists and is no adapter; give another folder')
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-    tensors = {k: np.ascontiguousarray(v) for k, v in sorted(tensors.items())}
-    safetensors.numpy.save_file(tensors, tmp / TENSORS, metadata={'format': 'pt'})
+  def fill(tmp: Path) -> None:
+    whole = {k: np.ascontiguousarray(v) for k, v in sorted(tensors.items())}
+    safetensors.numpy.save_file(whole, tmp / TENSORS, metadata={'format': 'pt'})
     (tmp / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
-    old = tmp.with_name(f'{tmp.name}-old')
-    if folder.exists():
-      os.replace(folder, old)
-    os.replace(tmp, folder)
-    shutil.rmtree(old, ignore_errors=True)
-  except (OSError, safetensors.SafetensorError) as e:
-    reason = getattr(e, 'strerror', None) or e
-    raise FewshotError(f'cannot write to {folder}: {reason}; give a writable folder') from None
-  finally:
-    if tmp is not None:
-      shutil.rmtree(tmp, ignore_errors=True)
-  return folder
+
+  return publish(folder, fill, {CONFIG, TENSORS, 'README.md'}, 'adapter')
