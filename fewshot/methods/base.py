@@ -56,7 +56,7 @@ class Calib(NamedTuple):
 
   def _by_means(self, outputs: Outputs) -> Outputs:
     """The outputs, with cosines to class means where the logits tell no examples apart."""
-    if 'features' not in outputs or 'labels' not in self.batch or self.classes < 2:
+    if self.classes < 2 or 'labels' not in self.batch or 'features' not in outputs:
       return outputs
     f = outputs['features']
     f = f / (jnp.linalg.norm(f, axis=-1, keepdims=True) + 1e-6)
