@@ -95,6 +95,24 @@ def _parser() -> argparse.ArgumentParser:
 
   _add_run_arguments(command('run', _run, 'run an experiment: fit, score, record, print its table'))
 
+  _add_listings(command)
+  _add_exchange(command)
+  doctor = command('doctor', _doctor, 'say what this machine has and what is missing')
+  doctor.add_argument('--json', action='store_true', help='print one JSON value')
+
+  bench = command('bench', _bench, 'measure against a peer: one file of benchmarks/')
+  bench.add_argument('name', help="the benchmark, for example 'step'")
+  bench.add_argument('--repeats', type=int, default=5, help='measurements of each side (default 5)')
+  bench.add_argument('--json', action='store_true', help='print one JSON value as the last line')
+  for sub in commands.choices.values():
+    sub.set_defaults(usage=sub.format_usage())
+  return parser
+
+
+Command = Callable[[str, Callable[..., Any], str], argparse.ArgumentParser]
+
+
+def _add_listings(command: Command) -> None:
   table = command('table', _table, 'rebuild the table of a run from its records alone')
   table.add_argument('folder', help='a folder with a records.jsonl')
   table.add_argument('--json', action='store_true', help='print one JSON value as the last line')
@@ -108,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
   papers = command('papers', _papers, 'say which published systems are hosted, and by what')
   papers.add_argument('--json', action='store_true', help='print one JSON value, a row a system')
 
+
+def _add_exchange(command: Command) -> None:
   assets = command('assets', _assets, 'list, fetch or verify weights and data')
   assets.add_argument('action', nargs='?', choices=('list', 'get', 'verify'), default='list')
   assets.add_argument('names', nargs='*', help='asset names (verify: all when none is given)')
@@ -124,17 +144,6 @@ def _parser() -> argparse.ArgumentParser:
     '--without-head', action='store_true', help='import: leave out a saved classifier'
   )
   adapters.add_argument('--json', action='store_true', help='print one JSON value')
-
-  doctor = command('doctor', _doctor, 'say what this machine has and what is missing')
-  doctor.add_argument('--json', action='store_true', help='print one JSON value')
-
-  bench = command('bench', _bench, 'measure against a peer: one file of benchmarks/')
-  bench.add_argument('name', help="the benchmark, for example 'step'")
-  bench.add_argument('--repeats', type=int, default=5, help='measurements of each side (default 5)')
-  bench.add_argument('--json', action='store_true', help='print one JSON value as the last line')
-  for sub in commands.choices.values():
-    sub.set_defaults(usage=sub.format_usage())
-  return parser
 
 
 def _add_run_arguments(run: argparse.ArgumentParser) -> None:
