@@ -94,9 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     return sub
 
   _add_run_arguments(command('run', _run, 'run an experiment: fit, score, record, print its table'))
-
   _add_listings(command)
-  _add_exchange(command)
+  _add_files(command)
+
   doctor = command('doctor', _doctor, 'say what this machine has and what is missing')
   doctor.add_argument('--json', action='store_true', help='print one JSON value')
 
@@ -127,7 +127,7 @@ def _add_listings(command: Command) -> None:
   papers.add_argument('--json', action='store_true', help='print one JSON value, a row a system')
 
 
-def _add_exchange(command: Command) -> None:
+def _add_files(command: Command) -> None:
   assets = command('assets', _assets, 'list, fetch or verify weights and data')
   assets.add_argument('action', nargs='?', choices=('list', 'get', 'verify'), default='list')
   assets.add_argument('names', nargs='*', help='asset names (verify: all when none is given)')

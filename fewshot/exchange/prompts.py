@@ -15,6 +15,7 @@ from fewshot import methods
 from fewshot.checkpoint import example_of, starting_shapes
 from fewshot.errors import FewshotError, brief
 from fewshot.exchange.sites import arguments
+from fewshot.methods.activations import path_of
 from fewshot.methods.base import Method, adapt
 from fewshot.models.base import Model
 
@@ -79,7 +80,7 @@ def _seen(model: Model, wrap: Callable[[Any], Any] = lambda forward: forward) ->
 
   def record(next_fn: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
     if context.method_name == '__call__' and context.module.scope is not None:
-      seen.setdefault('/'.join(context.module.path), args)
+      seen.setdefault(path_of(context), args)
     return next_fn(*args, **kwargs)
 
   def forward(params: Any, batch: Any, key: Any = None) -> Any:

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from fewshot.checkpoint import example_of
 from fewshot.methods import paths
+from fewshot.methods.activations import path_of
 from fewshot.methods.base import Method
 from fewshot.methods.spelling import Made
 from fewshot.models.base import Model
@@ -29,7 +30,7 @@ def repeated(model: Model) -> set[str]:
   calls: collections.Counter[str] = collections.Counter()
 
   def count(next_fn: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-    path = '/'.join(context.module.path) if context.module.scope is not None else ''
+    path = path_of(context)
     calls[path] += context.method_name == '__call__'
     return next_fn(*args, **kwargs)
 

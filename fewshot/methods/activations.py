@@ -53,7 +53,7 @@ def sites(forward: Forward, params: Params, batch: Batch, where: Where) -> dict[
   def record(next_fn: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
     out = next_fn(*args, **kwargs)
     if context.method_name == '__call__' and args and hasattr(args[0], 'dtype'):
-      path = '/'.join(context.module.path)
+      path = path_of(context)
       shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
       own = {k: leaves[f'{path}/{k}'] for k in ('kernel', 'bias') if f'{path}/{k}' in leaves}
       seen.setdefault(path, Site(path, shape(args[0]), jax.tree.map(shape, out), len(args), own))
@@ -68,6 +68,11 @@ def sites(forward: Forward, params: Params, batch: Batch, where: Where) -> dict[
       'methods need an unjitted Linen forward (jit only the outermost function)'
     )
   return paths.select({p: s for p, s in seen.items() if p}, where, 'module')
+
+
+def path_of(context: nn.module.InterceptorContext) -> str:
+  """The path of the module that is called; '' for the root and for one that is not bound."""
+  return '/'.join(context.module.path) if context.module.scope is not None else ''
 
 
 def _check_unjitted(forward: Forward) -> None:
@@ -111,7 +116,7 @@ def _calls(
 
   def record(next_fn: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
     y = next_fn(*args, **kwargs)
-    path = '/'.join(context.module.path) if context.module.scope is not None else ''
+    path = path_of(context)
     if path in found and context.method_name == '__call__':
       seen.setdefault(path, (args, y))
     return y
@@ -227,7 +232,7 @@ def _intercepted(
     visits: dict[str, int] = dict.fromkeys(ts, 0)
 
     def interceptor(next_fn: Any, args: Any, kwargs: Any, context: Any) -> Any:
-      path = '/'.join(context.module.path) if context.module.scope is not None else ''
+      path = path_of(context)
       if path not in ts or context.method_name not in ('__call__', 'attend'):
         return next_fn(*args, **kwargs)
       visits[path] += 1

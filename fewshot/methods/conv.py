@@ -9,7 +9,7 @@ from fewshot.errors import FewshotError
 from fewshot.methods.activations import Site, in_activations, wide
 from fewshot.methods.base import Method, at_least_one, method
 from fewshot.methods.paths import Where
-from fewshot.methods.weights import in_weights
+from fewshot.methods.weights import check_kernel, in_weights
 
 __all__ = ['conv_adapter', 'conv_lora', 'flora', 'tsa']
 Array = jax.Array
@@ -32,7 +32,7 @@ def conv_lora(where: Where = KERNELS, rank: int = 8, alpha: float = 16.0) -> Met
   at_least_one('conv_lora', rank=rank)
 
   def init(key: Array, w: Array) -> Entries:
-    _check_kernel('conv_lora', w)
+    check_kernel('conv_lora', w)
     dtype = jnp.promote_types(w.dtype, jnp.float32)
     a = KAIMING(key, (*w.shape[:-1], rank), dtype)
     return {'a': a, 'b': jnp.zeros((rank, w.shape[-1]), dtype)}
@@ -61,7 +61,7 @@ def flora(
     raise FewshotError(f'flora(rank={rank}, kernel_rank={kernel_rank}): ranks are at least 1')
 
   def init(key: Array, w: Array) -> Entries:
-    _check_kernel('flora', w)
+    check_kernel('flora', w)
     dtype = jnp.promote_types(w.dtype, jnp.float32)
     wanted = (*[kernel_rank] * (w.ndim - 2), rank, rank)
     ranks = tuple(map(min, wanted, w.shape))
@@ -99,7 +99,7 @@ def tsa(where: Where = r'.*/block_\d+/conv_\d+/kernel', form: str = 'matrix') ->
 
   def init(key: Array, w: Array) -> Entries:
     del key
-    _check_kernel('tsa', w)
+    check_kernel('tsa', w)
     if not all(n % 2 for n in w.shape[:-2]):
       raise FewshotError(f'tsa adds to the centre of a kernel, and one of {list(w.shape)} has none')
     d, k = w.shape[-2:]
@@ -156,11 +156,3 @@ def conv_adapter(where: Where = r'.*/block_\d+/conv_\d+', reduction: int = 4) ->
     return y + jax.nn.relu(z) @ t['up'] * t['scale']
 
   return in_activations(where, init, call)
-
-
-def _check_kernel(name: str, w: Array) -> None:
-  if w.ndim < 2:
-    raise FewshotError(
-      f'{name} updates kernels [..., d, k], and where= selects a leaf of shape {list(w.shape)}; '
-      "end the pattern with '/kernel'"
-    )

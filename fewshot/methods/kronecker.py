@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from fewshot.errors import FewshotError
 from fewshot.methods.activations import Site, in_activations, wide
 from fewshot.methods.base import Method, at_least_one, method
+from fewshot.methods.conv import KAIMING
 from fewshot.methods.lora_shared import dims
 from fewshot.methods.paths import Where
-from fewshot.methods.weights import in_weights
+from fewshot.methods.weights import check_kernel, in_weights
 
 __all__ = ['loha', 'lokr', 'miss']
 Array = jax.Array
 Entries = dict[str, Array]
-KAIMING = jax.nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # Within 1/sqrt(fan in).
 
 
 @method
@@ -42,7 +42,7 @@ def lokr(
     raise FewshotError(f'lokr(rank={rank}, factor={factor}): both are at least 1, or factor is -1')
 
   def init(key: Array, w: Array) -> Entries:
-    _check_kernel('lokr', w)
+    check_kernel('lokr', w)
     (m, d), (n, k) = (_divisors(width, factor) for width in w.shape[-2:])
     dtype, kc, kd = jnp.promote_types(w.dtype, jnp.float32), *jax.random.split(key)
     c = _factors(kc, 'c', (m, n), rank, decompose_both and rank < max(m, n) / 2, dtype)
@@ -75,7 +75,7 @@ def loha(where: Where = r'.*/(query|value)/kernel', rank: int = 8, alpha: float 
   at_least_one('loha', rank=rank)
 
   def init(key: Array, w: Array) -> Entries:
-    _check_kernel('loha', w)
+    check_kernel('loha', w)
     rows, k, dtype = w.size // w.shape[-1], w.shape[-1], jnp.promote_types(w.dtype, jnp.float32)
     a1, b1, b2 = jax.random.split(key, 3)
     return {
@@ -146,11 +146,3 @@ def _factors(
   ka, kb = jax.random.split(key)
   a = KAIMING(ka, (math.prod(shape[:-1]), rank), dtype)
   return {f'{name}_a': a, f'{name}_b': KAIMING(kb, (rank, shape[-1]), dtype)}
-
-
-def _check_kernel(name: str, w: Array) -> None:
-  if w.ndim < 2:
-    raise FewshotError(
-      f'{name} factors kernels [..., d, k], and where= selects a leaf of shape {list(w.shape)}; '
-      "end the pattern with '/kernel'"
-    )

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fewshot.errors import FewshotError
 from fewshot.methods import paths
 from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, method
 from fewshot.methods.paths import Where
@@ -50,6 +51,15 @@ def in_weights(
     return paths.replace(params, new)
 
   return Method(init_all, weights)
+
+
+def check_kernel(name: str, w: Array) -> None:
+  """Refuses a leaf that is no kernel [..., d, k]."""
+  if w.ndim < 2:
+    raise FewshotError(
+      f'{name} takes kernels [..., d, k], and where= selects a leaf of shape {list(w.shape)}; '
+      "end the pattern with '/kernel'"
+    )
 
 
 def floats(params: Params) -> dict[str, Array]:
