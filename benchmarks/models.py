@@ -86,7 +86,7 @@ def _training(forward: Any, params: Any, batch: Any, method: str) -> Any:
   setup = train.Setup(forward, method, fit, classification(), 2)
   run = train.Inputs(jax.random.key(0), {}, fits.Data(batch))
   straight = train.steps_are_straight(setup, params, batch)
-  advance = jax.jit(functools.partial(train.advance, setup, straight))
+  advance = jax.jit(functools.partial(train.advance, setup, straight, None))
   carry, counter = jax.jit(functools.partial(train.begin, setup))(params, run), itertools.count(1)
 
   def step() -> Any:

@@ -118,8 +118,10 @@ def load(
     tensors = safetensors.numpy.load_file(folder / TENSORS)
   except (OSError, safetensors.SafetensorError) as e:
     raise FewshotError(f'{folder / TENSORS} is missing or damaged ({e}); save it again') from None
-  model = model or models.load(name, dtype=jax.numpy.dtype(about['dtype']))
-  for what, here in _hashes(model).items():
+  model = model or models.load(name, dtype=about['dtype'])
+  known = _hashes(model)
+  for what in known | {k: '' for k in hashes if k == 'quantized'}:
+    here = known.get(what)
     if here != hashes.get(what):
       raise FewshotError(
         f'{folder} was made on {name} with {what} {hashes.get(what)}, but {model.name} has {here}; '
@@ -182,6 +184,8 @@ def example_of(model: models.Model) -> dict[str, Any]:
 
 def _dtype(model: models.Model) -> str:
   """That of the frozen weights, by which a base loaded again is cast."""
+  if 'quantized' in model.hashes:
+    return 'int8'
   leaves = [np.asarray(x).dtype for x in jax.tree.leaves(model.params)]
   return str(next((d for d in leaves if jax.numpy.issubdtype(d, np.inexact)), 'float32'))
 

@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
   bench = command('bench', _bench, 'measure against a peer: one file of benchmarks/')
   bench.add_argument('name', help="the benchmark, for example 'step'")
+  bench.add_argument('--case', default='', metavar='PATTERN', help='only cases whose name matches')
   bench.add_argument('--repeats', type=int, default=5, help='measurements of each side (default 5)')
   bench.add_argument('--json', action='store_true', help='print one JSON value as the last line')
   for sub in commands.choices.values():
@@ -117,11 +118,18 @@ def _add_listings(command: Command) -> None:
   table.add_argument('folder', help='a folder with a records.jsonl')
   table.add_argument('--json', action='store_true', help='print one JSON value as the last line')
 
-  for name in ('methods', 'fits', 'models', 'tasks'):
+  for name in ('methods', 'fits', 'models'):
     listing = command(name, _listing, f'list the {name} there are')
     listing.add_argument('--json', action='store_true', help='print one JSON value')
     if name == 'methods':
       listing.add_argument('names', nargs='*', help='show the arguments and the formula of these')
+
+  tasks = command('tasks', _tasks, 'list the tasks and image sets, or build a set on disk')
+  tasks.add_argument('action', nargs='?', choices=('list', 'build'), default='list')
+  tasks.add_argument('name', nargs='?', help='build: an image set, for example omniglot')
+  tasks.add_argument('--from', dest='source', help='build: its folder (default: in $FEWSHOT_DATA)')
+  tasks.add_argument('--out', help='build: where it goes (default: datasets in the cache)')
+  tasks.add_argument('--json', action='store_true', help='print one JSON value as the last line')
 
   papers = command('papers', _papers, 'say which published systems are hosted, and by what')
   papers.add_argument('--json', action='store_true', help='print one JSON value, a row a system')
@@ -149,8 +157,10 @@ def _add_files(command: Command) -> None:
 def _add_run_arguments(run: argparse.ArgumentParser) -> None:
   run.add_argument('config', help='a file such as configs/quickstart.py')
   run.add_argument('--dry-run', action='store_true', help='print what would run, and run nothing')
+  run.add_argument('--devices', help='--dry-run: plan for so many devices, such as 1,8,64')
   run.add_argument('--fresh', action='store_true', help='set earlier records aside and start over')
   run.add_argument('--out', help='the folder of the records (default: runs/<config.name>)')
+  run.add_argument('--profile', action='store_true', help='trace the run: a page in OUT/profile')
   run.add_argument('--json', action='store_true', help='print one JSON value as the last line')
   run.epilog = "Any key of the config can be set: --config.k=8 --config.method='lora(rank=4)'"
 
@@ -159,9 +169,12 @@ def _run(args: argparse.Namespace, rest: list[str]) -> int:
   from fewshot import command_run
 
   overrides = [arg.removeprefix('--config.') for arg in rest]
+  if args.devices and not (args.dry_run and re.fullmatch(r'[1-9]\d*(,[1-9]\d*)*', args.devices)):
+    raise FewshotError(f'--devices {args.devices} goes with --dry-run, as in --devices 1,8,64')
   if args.dry_run:
-    return command_run.dry_run(args.config, overrides, args.json)
-  return command_run.run(args.config, overrides, args.out, args.fresh, args.json)
+    devices = [int(n) for n in args.devices.split(',')] if args.devices else []
+    return command_run.dry_run(args.config, overrides, args.json, devices)
+  return command_run.run(args.config, overrides, args.out, args.fresh, args.json, args.profile)
 
 
 def _table(args: argparse.Namespace, rest: list[str]) -> None:
@@ -179,6 +192,21 @@ def _listing(args: argparse.Namespace, rest: list[str]) -> None:
     print('\n\n'.join(listings.manual(name) for name in args.names))
     return
   _print(listings.rows(args.command), args.json)
+
+
+def _tasks(args: argparse.Namespace, rest: list[str]) -> None:
+  del rest
+  from fewshot import listings
+
+  if args.action == 'list':
+    _print(listings.rows('tasks'), args.json)
+    return
+  from fewshot.data import build
+
+  if not args.name:
+    raise FewshotError('fewshot tasks build takes a name; `fewshot tasks` lists the image sets')
+  folder = build.build(args.name, args.source, args.out)
+  _print([{'name': args.name, 'folder': str(folder)}], args.json)
 
 
 def _papers(args: argparse.Namespace, rest: list[str]) -> None:
@@ -231,15 +259,16 @@ def _doctor(args: argparse.Namespace, rest: list[str]) -> int:
   return int(bool(report['missing']))
 
 
-def _bench(args: argparse.Namespace, rest: list[str]) -> None:
+def _bench(args: argparse.Namespace, rest: list[str]) -> int:
   del rest
   from fewshot import bench
 
-  result = bench.run(args.name, args.repeats)
+  result = bench.run(args.name, args.repeats, args.case)
   if args.json:
     print(json.dumps(result))
   else:
     bench.show(result)
+  return int(any(row['error'] for row in result['rows']))
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool) -> None:

@@ -2,27 +2,32 @@
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewshot import assets, records, summaries, tables
 from fewshot import config as configs
+from fewshot import records, summaries, tables
 from fewshot.console import Bars, note, stdout
 from fewshot.errors import FewshotError
 
 
-def run(path: str, overrides: Sequence[str], out: str | None, fresh: bool, as_json: bool) -> int:
+def run(
+  path: str, overrides: Sequence[str], out: str | None, fresh: bool, as_json: bool,
+  profile: bool = False,
+) -> int:  # fmt: skip
   """Runs every row of a config, appends a record for each run, then writes and prints the table."""
   todo = configs.load(path, overrides)
   folder = _folder(todo[0], out)
-  use_cache()
-  from fewshot import experiment, methods
+  _join(todo)
+  from fewshot import experiment, parallel
   from fewshot.logging import open_log
+  from fewshot.prepared import prepare
 
-  prepared = experiment.prepare(todo)
+  prepared = prepare(todo)
+  if not parallel.writes():
+    return _follow(prepared, folder, fresh)
   records.prepare(folder)
   log = open_log(folder, todo[0].name, todo[0].wandb, configs.as_dict(todo[0]))
   note(f'{todo[0].name}: {len(todo)} rows, records in {folder}', style='bold')
@@ -36,13 +41,7 @@ def run(path: str, overrides: Sequence[str], out: str | None, fresh: bool, as_js
   planned = {i for p in prepared for i in experiment.plan(p)}
   kept = len(planned & done)
   try:
-    with Bars(len(planned) - kept) as bars:
-      for p in prepared:
-        there = done.issuperset(experiment.plan(p))
-        bars.method(methods.spell(p.method) + (': recorded before' if there else ''))
-        for record in experiment.execute(p, folder, log, bars.phase, done):
-          bars.advance()
-          log.event('timings', run=record['id'], **record['timings'])
+    _execute(prepared, len(planned) - kept, done, folder, log, profile)
   except KeyboardInterrupt:
     n = len({r.get('id', '') for r in _earlier(folder)})
     note(
@@ -56,38 +55,78 @@ def run(path: str, overrides: Sequence[str], out: str | None, fresh: bool, as_js
   return _finish(folder, as_json)
 
 
-def dry_run(path: str, overrides: Sequence[str], as_json: bool) -> int:
-  """Prints config, trained/frozen table, counts, memory and FLOPs of every row; runs nothing."""
-  todo = configs.load(path, overrides)
-  use_cache()
-  from fewshot import experiment, methods
+def _execute(
+  prepared: Sequence[Any], n: int, done: set[str], folder: Path, log: Any, profile: bool
+) -> None:
+  """The n runs that are not done, with their progress and maybe a trace."""
+  from fewshot import experiment, methods, profiling
 
-  prepared = experiment.prepare(todo)
+  dtype = prepared[0].config.dtype.replace('int8', 'float32')  # What int8 is multiplied as.
+  traced = profiling.profile(folder / 'profile', dtype) if profile else contextlib.nullcontext()
+  with traced, Bars(n) as bars:
+    for p in prepared:
+      there = done.issuperset(experiment.plan(p))
+      bars.method(methods.spell(p.method) + (': recorded before' if there else ''))
+      for i, record in enumerate(experiment.execute(p, folder, log, bars.phase, done)):
+        bars.advance()
+        if not i:
+          _show_engine(record['engine'])
+        log.event('timings', run=record['id'], **record['timings'])
+
+
+def dry_run(path: str, overrides: Sequence[str], as_json: bool, devices: Sequence[int] = ()) -> int:
+  """Prints config, trained/frozen table, counts, memory and FLOPs of every row; runs nothing.
+
+  With `devices`, the memory and FLOPs of a step on each such number of them, of shapes alone.
+  """
+  todo = configs.load(path, overrides)
+  from fewshot import experiment, methods, models, planning
+  from fewshot.prepared import prepare
+
+  prepared = prepare(todo, planning.load if devices else models.load)
   if not as_json:
     stdout.print(json.dumps(configs.as_dict(todo[0]), indent=1))
     _show_preflight(prepared, every=True)
   rows = []
   for p in prepared:
-    n = len(experiment.plan(p))
-    cost = experiment.cost(p)
-    rows.append(
-      {
-        'method': methods.spell(p.method),
-        'fit': p.config.fit,
-        'trained': p.trained,
-        'total': p.total,
-        'runs': n,
-        **cost,
-      }
-    )
-    if not as_json:
-      stdout.print(
-        f'{methods.spell(p.method)}: {n} runs in chunks of {cost["chunk"]}, '
-        f'{cost["memory_bytes"] / 2**20:,.0f} MiB, {cost["step_flops"] / 1e9:,.1f} GFLOP a step'
-      )
+    row = {
+      'method': methods.spell(p.method),
+      'fit': p.config.fit,
+      'trained': p.trained,
+      'total': p.total,
+      'runs': len(experiment.plan(p)),
+    }
+    if devices:
+      job = planning.job(p.config, p.method, p.data, len(p.task.classes))
+      row['plans'] = [_planned(planning.plan(job, n), as_json) for n in devices]
+    else:
+      row |= experiment.cost(p)
+    rows.append(row)
+    if not as_json and not devices:
+      _show_cost(row)
   if as_json:
     print(json.dumps({'config': configs.as_dict(todo[0]), 'rows': rows}))
   return 0
+
+
+def _show_cost(row: dict[str, Any]) -> None:
+  stdout.print(
+    f'{row["method"]}: {row["runs"]} runs in chunks of {row["chunk"]}, '
+    f'{row["memory_bytes"] / 2**20:,.0f} MiB, {row["step_flops"] / 1e9:,.1f} GFLOP a step'
+  )
+  for what, decided in row['engine'].items():
+    stdout.print(f'    {what:10s} {decided}')
+
+
+def _planned(plan: dict[str, Any], as_json: bool) -> dict[str, Any]:
+  """The plan, printed as soon as it is made: each takes minutes."""
+  by_hand = plan['closed_form_flops']
+  gib, tflop = plan['memory_bytes_per_device'] / 2**30, plan['flops_per_device'] / 1e12
+  line = f'  {plan["devices"]} devices {plan["axes"]}: {gib:.2f} GiB and {tflop:.3g} TFLOP a step'
+  if by_hand:
+    line += f'; by hand {by_hand / 1e12:.3g} in all'
+  (note if as_json else stdout.print)(line)
+  return plan
 
 
 def show_table(folder: str, as_json: bool) -> None:
@@ -99,16 +138,31 @@ def show_table(folder: str, as_json: bool) -> None:
     tables.render_terminal(rows, stdout)
 
 
-def use_cache() -> None:
-  """Keeps compiled programs in the user's cache, so that a second run need not compile."""
-  import jax
+def _follow(prepared: Sequence[Any], folder: Path, fresh: bool) -> int:
+  """What a process does that shares the runs and leaves the records to the first one."""
+  from fewshot import experiment
 
-  folder = assets.cache_dir() / 'xla'
-  with contextlib.suppress(OSError):  # A read-only cache costs time, not the run.
-    folder.mkdir(parents=True, exist_ok=True)
-  if os.access(folder, os.W_OK) and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    jax.config.update('jax_compilation_cache_dir', str(folder))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  earlier = [] if fresh else _earlier(folder)
+  done = {r.get('id', '') for r in earlier if r['status'] != 'failed'}
+  for p in prepared:
+    for _ in experiment.execute(p, folder, None, lambda phase, done: None, done):
+      pass
+  return 0
+
+
+def _show_engine(decided: dict[str, str]) -> None:
+  """Which shortcuts the runs of a method took, and why not where they did not."""
+  for what in ('packing', 'prefix', 'memory'):
+    if decided.get(what, 'off') != 'off':
+      note(f'    {what}: {decided[what]}')
+
+
+def _join(todo: Sequence[Any]) -> None:
+  """Where rows are split over hosts, joins them; that comes before all other work of JAX."""
+  if any(c.engine.devices == 'hosts' for c in todo):
+    from fewshot import parallel
+
+    parallel.join_hosts()
 
 
 def _finish(folder: Path, as_json: bool) -> int:

@@ -38,11 +38,16 @@ def default() -> ConfigDict:
       'head': 'linear()',  # Chained to a method that gives no logits.
       'fit': 'sgd(steps=40, lr=1e-3, head_lr=1e-2)',
       'grid': dict.fromkeys(VARIED, ()),  # Values tried by each run, chosen on dev.
-      'dtype': 'float32',  # Of the frozen weights.
+      'dtype': 'float32',  # Of the frozen weights; int8 takes the extra fewshot[int8].
       'dropout': 0.0,
       'out': '',  # The folder of the records; runs/<name> when empty.
       'checkpoints': False,  # Saves theta of every run under out/checkpoints.
       'memory_gb': 0.0,  # Bounds a compiled chunk of runs; 0 for what the device has free.
+      # How runs are computed, see `fewshot.engine.Options`.
+      'engine': {
+        **dict.fromkeys(('loop', 'packing', 'prefix', 'devices'), 'auto'),
+        'remat': 'off',
+      },
       'wandb': {'mode': 'disabled', 'project': 'fewshot'},  # online, offline or disabled.
     }
   )

@@ -14,6 +14,7 @@ PACKAGES = {
   'orbax-checkpoint': 'needed', 'ml_collections': 'needed', 'safetensors': 'needed',
   'tokenizers': 'needed', 'huggingface_hub': 'needed', 'rich': 'needed', 'gguf': 'needed',
   'matplotlib': 'plots',
+  'qwix': "int8 weights: pip install -e '.[int8]'",
   'wandb': "dashboards: pip install -e '.[wandb]'",
   'tensorflow-datasets': "data sets: pip install -e '.[data]'",
 }  # fmt: skip

@@ -21,8 +21,8 @@ EXAMPLES = {
 def rows(what: str) -> list[dict[str, Any]]:
   """The rows of `fewshot methods`, `fits`, `models`, `tasks` or `assets`.
 
-  >>> rows('tasks')[-1]['name']
-  'trec'
+  >>> rows('tasks')[0]['name']
+  'newsgroups'
   """
   if what == 'methods':
     return _methods()
@@ -34,9 +34,10 @@ def rows(what: str) -> list[dict[str, Any]]:
     from fewshot import models
 
     return models.rows()
+  from fewshot.data import sources as pools
   from fewshot.tasks import sources
 
-  return sources.rows()
+  return [*sources.rows(), *pools.rows()]
 
 
 def manual(name: str) -> str:

@@ -33,26 +33,35 @@ class Setup(NamedTuple):
   fit: Fit
   objective: Objective
   classes: int
+  training: Forward | None = None  # What steps call in place of `forward`: equal, and cheaper.
+
+
+def start(setup: Setup, params: Params, run: Inputs) -> tuple[Theta, State]:
+  """theta and state of a run before its first step."""
+  calib = Calib(run.data.train, setup.classes, setup.objective.loss)
+  key = jax.random.fold_in(run.key, stable_hash('init'))
+  return setup.method.init(key, setup.forward, params, calib)
 
 
 def begin(setup: Setup, params: Params, run: Inputs) -> Any:
   """The carry of a run before its first step: theta initialised, the optimizer too."""
-  calib = Calib(run.data.train, setup.classes, setup.objective.loss)
-  key = jax.random.fold_in(run.key, stable_hash('init'))
-  theta, state = setup.method.init(key, setup.forward, params, calib)
-  return _fit(setup, run).start(_loss(setup, params), theta, state, run.data, _fit_key(run))
+  theta, state = start(setup, params, run)
+  return _fit(setup, run).start(_loss(setup, params), theta, state, run.data, fit_key(run))
 
 
 def advance(
-  setup: Setup, straight: bool, params: Params, run: Inputs, carry: Any, t0: Array, t1: Array
-) -> Any:
+  setup: Setup, straight: bool, axis: str | None, params: Params, run: Inputs, carry: Any,
+  t0: Array, t1: Array,
+) -> Any:  # fmt: skip
   """Steps t0 to t1 of a run, begun where t0 is 0; one compiled program serves every chunk.
 
   `straight` takes the one step t0 as plain code instead of a loop: convolution gradients inside
-  XLA:CPU loops are an order of magnitude slower.
+  XLA:CPU loops are an order of magnitude slower.  `axis` names the devices, if any, that share
+  each minibatch.
   """
   carry = jax.lax.cond(t0 == 0, lambda: begin(setup, params, run), lambda: carry)
-  fit, loss, key = _fit(setup, run), _loss(setup, params), _fit_key(run)
+  fit, key = _fit(setup, run), fit_key(run)
+  loss = _loss(setup, params)._replace(training=setup.training, axis=axis)
   if not fit.steps:
     return carry
   if straight:
@@ -65,7 +74,7 @@ def fit_run(setup: Setup, params: Params, run: Inputs) -> tuple[Theta, State]:
   carry = begin(setup, params, run)
   if setup.fit.steps:
     start, end = jnp.zeros((), jnp.int32), jnp.int32(setup.fit.steps)
-    carry = advance(setup, False, params, run, carry, start, end)
+    carry = advance(setup, False, None, params, run, carry, start, end)
   return setup.fit.finish(carry)
 
 
@@ -100,5 +109,6 @@ def _loss(setup: Setup, params: Params) -> Loss:
   return Loss(setup.forward, setup.method, params, setup.objective)
 
 
-def _fit_key(run: Inputs) -> Array:
+def fit_key(run: Inputs) -> Array:
+  """The key that the run's fit gets."""
   return jax.random.fold_in(run.key, stable_hash('fit'))

@@ -106,7 +106,7 @@ def test_assets_verify_says_missing_and_has_no_paths(tmp_path, monkeypatch, caps
     ([], 'required: COMMAND; see fewshot --help'),
     (['run'], 'required: config; see fewshot run --help'),
     (['methods', '--jsn'], "unknown argument '--jsn'; did you mean '--json'?"),
-    (['tasks', 'trec'], "unknown argument 'trec'"),
+    (['tasks', 'trec'], "unknown word after fewshot tasks: 'trec'"),
     (['run', 'c.py', '--frsh'], "did you mean '--fresh'?"),
     (['run', 'c.py', 'lr=1'], 'config keys are set by --config.KEY=VALUE'),
     (['assets', 'gte', 'trec'], "unknown word after fewshot assets: 'gte'; did you mean 'get'?"),

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 import fewshot
-from fewshot import fits, methods, models, objectives, sweep, tasks, train
+from fewshot import fits, methods, models, objectives, runs, sweep, tasks, train
 from fewshot.errors import FewshotError
 from fewshot.tasks.encode import Encoded
 from fewshot.tasks.splits import Split
@@ -87,14 +87,14 @@ def test_five_splits_at_once_are_five_sweeps(tiny, five, whole):
 def test_a_small_memory_makes_chunks_with_the_same_results(tiny, five, whole):
   fixed = sum(x.nbytes for x in jax.tree.leaves(tiny.params))
   each = (whole[0].memory['bytes'] - fixed) / 5
-  results = run(tiny.model, five, memory=int(fixed + 2.5 * each))
+  results = run(tiny.model, five, options=sweep.Options(memory=int(fixed + 2.5 * each)))
   assert {r.memory['runs'] for r in results} == {2}  # Five runs in twos: the last has a pad.
   assert_equal(results, whole, 1e-4)
   assert results[0].memory['bytes'] < whole[0].memory['bytes']
 
 
 def test_the_smallest_chunk_is_one_run(small):
-  results = run(*small, method=methods.linear(), memory=1)
+  results = run(*small, method=methods.linear(), options=sweep.Options(memory=1))
   assert {r.memory['runs'] for r in results} == {1}
   assert_equal(results, run(*small, method=methods.linear()), 1e-5)
 
@@ -128,7 +128,7 @@ def test_results_say_what_they_cost(whole):
 
 def test_the_order_of_runs(small):
   grid = {'lr': [0.1, 0.001], 'weight_decay': [0.0, 0.5]}
-  todo = sweep.runs(2, (7, 3), grid)
+  todo = runs.runs(2, (7, 3), grid)
   assert [(r.split, r.seed) for r in todo[::4]] == [(0, 7), (0, 3), (1, 7), (1, 3)]
   points = [(0.1, 0.0), (0.1, 0.5), (0.001, 0.0), (0.001, 0.5)]
   assert [tuple(r.hyper.values()) for r in todo[:4]] == points
@@ -227,7 +227,7 @@ def test_convolutions_on_a_cpu_take_straight_steps(images, tiny):
   assert ticks.count('train') == 3
   one = jax.jit(lambda r: train.fit_run(shared, model.params, r))
   for i, result in enumerate(results):
-    inputs = jax.tree.map(lambda x: x[0], sweep.stack(data, [sweep.Run(i, 0, {})]))
+    inputs = jax.tree.map(lambda x: x[0], runs.stack(data, [sweep.Run(i, 0, {})]))
     theta, state = one(inputs)
     x = np.stack([b.batches['x'].reshape(-1, 6, 6, 1) for b in data.test])[0]
     logits = methods.adapt(method, model.forward, theta, state)(model.params, {'x': x})['logits']

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewshot import fits, methods, models, objectives, sweep, tasks, train
+from fewshot import fits, methods, models, objectives, runs, sweep, tasks, train
 from fewshot.fits.base import Loss
 
 RNG = np.random.default_rng(0)
@@ -37,7 +37,7 @@ def setup(method: str, fit: str) -> train.Setup:
 
 
 def inputs(run: sweep.Run) -> train.Inputs:
-  return jax.tree.map(lambda x: x[0], sweep.stack(DATA, [run]))
+  return jax.tree.map(lambda x: x[0], runs.stack(DATA, [run]))
 
 
 def as_a_function(shared: train.Setup, params: Any, run: train.Inputs) -> Any:
@@ -78,7 +78,7 @@ def test_chunks_of_steps_are_the_steps():
   """advance from 0 to 2, then to 5, is advance from 0 to 5; any carry is overwritten at 0."""
   shared = setup('linear()', 'sgd(steps=5, batch=4)')
   run = inputs(sweep.Run(0, 0, {}))
-  advance = jax.jit(functools.partial(train.advance, shared, False))
+  advance = jax.jit(functools.partial(train.advance, shared, False, None))
   begin = jax.jit(functools.partial(train.begin, shared))(PARAMS, run)
   junk = jax.tree.map(lambda x: x + 7, begin)
   once = advance(PARAMS, run, junk, jnp.int32(0), jnp.int32(5))

@@ -29,12 +29,18 @@ class Loss(NamedTuple):
   """The training loss of a method on a frozen model: (theta, state, batch, key) -> scalar, outputs.
 
   L = mean_i loss(outputs_i, batch_i) + penalty(theta)
+
+  The engine may give two things to training steps: `training`, a forward that is equal to `forward`
+  on the minibatches that `Fit.rows` announces and costs less, and `axis`, the name of the devices
+  that share each minibatch.
   """
 
   forward: Forward
   method: Method
   params: Params
   objective: Objective
+  training: Forward | None = None
+  axis: str | None = None
 
   def __call__(
     self, theta: Theta, state: State, batch: Batch, key: Array | None = None
@@ -42,6 +48,22 @@ class Loss(NamedTuple):
     outputs = adapt(self.method, self.forward, theta, state)(self.params, batch, key)
     penalty = self.method.penalty(self.forward, theta, state, self.params, batch, outputs, key)
     return self.objective.mean(outputs, batch) + penalty, outputs
+
+  @property
+  def of_minibatch(self) -> 'Loss':
+    """The same loss by the cheaper forward; for the minibatches of steps alone."""
+    return self._replace(forward=self.training or self.forward)
+
+  def share(self, rows: Array) -> Array:
+    """This device's part of a minibatch's rows [m, b]: all of them, or [m, b / devices]."""
+    if self.axis is None:
+      return rows
+    parts = rows.reshape(rows.shape[0], jax.lax.axis_size(self.axis), -1)
+    return parts[:, jax.lax.axis_index(self.axis)]
+
+  def mean_over_devices(self, tree: Any) -> Any:
+    """The mean over the devices that share a minibatch."""
+    return tree if self.axis is None else jax.lax.pmean(tree, self.axis)
 
   def optimizer(self, tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """`tx` as the method changes it; extra arguments are accepted."""
@@ -59,6 +81,8 @@ class Fit(NamedTuple):
   step:   (loss, carry, data, key, t) -> carry, with t the step's index as an array
   finish: (carry) -> (theta, state)
   varies: the arguments that may be traced, so that a sweep makes an axis of them
+  rows:   (n, key, t) -> [m, b], which of n examples the m forward passes of step t see; None where
+          a step sees all, or where that is not known beforehand
   """
 
   steps: int
@@ -66,6 +90,7 @@ class Fit(NamedTuple):
   step: Callable[[Loss, Carry, Data, Array, Array], Carry]
   finish: Callable[[Carry], tuple[Theta, State]]
   varies: tuple[str, ...] = ()
+  rows: Callable[[int, Array, Array], Array] | None = None
   made: Made | None = None
 
   def __call__(

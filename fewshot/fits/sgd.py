@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from fewshot.errors import FewshotError
+from fewshot.fits import scaling
 from fewshot.fits.base import Data, Fit, Loss
 from fewshot.methods import paths
-from fewshot.methods.base import State, Theta
+from fewshot.methods.base import Batch, State, Theta
 from fewshot.methods.spelling import spelled
 
 Array = jax.Array
@@ -28,13 +29,16 @@ def sgd(
   warmup: int = 0,
   clip: float = 0.0,
   eval_every: int = 0,
+  accumulate: int = 1,
 ) -> Fit:
   """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) on theta alone.
 
   Every epoch reshuffles the examples; `head_lr` (0: the same as `lr`) is the rate of the leaves
   under `head`; `schedule` is constant, linear or cosine after `warmup` steps; `clip` bounds the
-  global norm of the gradient (0: off).  With `eval_every` > 0 the dev set is scored every so many
-  steps and after the last, and the best theta (then the lower dev loss) is the result.
+  global norm of the gradient (0: off); `accumulate` takes each minibatch in so many parts, one
+  after another, for the memory of one.  With `eval_every` > 0 the dev set is scored every so many
+  steps and after the last, and the best theta (then the lower dev loss) is the result.  With
+  float16 weights the loss is scaled, see `fits.scaling`.
 
   >>> from fewshot.methods import spell
   >>> spell(sgd(steps=60, lr=1e-3))
@@ -42,6 +46,8 @@ def sgd(
   """
   if steps < 1 or batch < 1:
     raise FewshotError(f'sgd(steps={steps}, batch={batch}): both are at least 1')
+  if accumulate < 1 or batch % accumulate:
+    raise FewshotError(f'sgd(accumulate={accumulate}): it is at least 1 and divides batch={batch}')
   given = {'lr': lr, 'head_lr': head_lr, 'weight_decay': weight_decay, 'clip': clip}
   given |= {'warmup': warmup, 'eval_every': eval_every}
   for name, value in given.items():
@@ -51,13 +57,16 @@ def sgd(
     known = ', '.join(Schedule.__args__)  # type: ignore[attr-defined]
     raise FewshotError(f'sgd(schedule={schedule!r}) is unknown; there are {known}')
 
-  recipe = Recipe(steps, lr, head_lr, batch, weight_decay, schedule, warmup, clip, eval_every)
+  recipe = Recipe(
+    steps, lr, head_lr, batch, weight_decay, schedule, warmup, clip, eval_every, accumulate
+  )
   return Fit(
     steps,
     functools.partial(_start, recipe),
     functools.partial(_step, recipe),
     functools.partial(_finish, recipe),
     varies=('lr', 'head_lr', 'weight_decay'),
+    rows=functools.partial(_rows, recipe),
   )
 
 
@@ -73,6 +82,7 @@ class Recipe(NamedTuple):
   warmup: int
   clip: float
   eval_every: int
+  accumulate: int
 
 
 def _transformation(r: Recipe, loss: Loss) -> optax.GradientTransformationExtraArgs:
@@ -92,10 +102,15 @@ def _start(
   del key
   if not jax.tree.leaves(theta):
     raise FewshotError('sgd has nothing to train: this method has no theta; fit it by prototypes()')
+  n = next(iter(data.train.values())).shape[0]
+  if n < r.accumulate:
+    raise FewshotError(f'sgd(accumulate={r.accumulate}) needs as many examples, and there are {n}')
   if r.eval_every and data.dev is None:
     raise FewshotError(f'sgd(eval_every={r.eval_every}) scores a dev set, and there is none')
   opt = _transformation(r, loss).init(theta)
   carry = {'theta': theta, 'state': state, 'opt': opt, 'curve': jnp.zeros(r.steps)}
+  if scaling.needed(loss.params):
+    carry['scale'] = scaling.start()
   if r.eval_every:
     worst = {'score': jnp.array(-jnp.inf), 'loss': jnp.array(jnp.inf)}
     carry['best'] = {'theta': theta, 'state': state, **worst}
@@ -103,12 +118,12 @@ def _start(
 
 
 def _step(r: Recipe, loss: Loss, carry: Any, data: Data, key: Array, t: Array) -> dict[str, Any]:
-  theta, state = carry['theta'], carry['state']
-  examples = _minibatch(data.train, r.batch, jax.random.fold_in(key, 0), t)
+  theta, scale = carry['theta'], carry.get('scale')
   noise = jax.random.fold_in(jax.random.fold_in(key, 1), t)
-  valued = jax.value_and_grad(loss.__call__, has_aux=True)
-  (value, outputs), grads = valued(theta, state, examples, noise)
-  state = outputs.get('state', state)
+  n = next(iter(data.train.values())).shape[0]
+  rows = loss.share(_rows(r, n, key, t))
+  examples = {k: jnp.asarray(v)[rows] for k, v in data.train.items()}
+  value, state, grads = _gradient(loss, theta, carry['state'], examples, noise, scale)
   updates, opt = _transformation(r, loss).update(
     grads, carry['opt'], theta, method_state=state, frozen=loss.params, step=t, key=noise
   )
@@ -118,10 +133,46 @@ def _step(r: Recipe, loss: Loss, carry: Any, data: Data, key: Array, t: Array) -
     'opt': opt,
     'curve': carry['curve'].at[t].set(value),
   }
+  if scale is not None:
+    new = scaling.keep_finite(grads, new, carry)
   if not r.eval_every:
     return new
   due = ((t + 1) % r.eval_every == 0) | (t + 1 == r.steps)
   return new | {'best': jax.lax.cond(due, lambda: _better(loss, new, data), lambda: new['best'])}
+
+
+def _gradient(
+  loss: Loss, theta: Theta, state: State, examples: Batch, key: Array, scale: Any
+) -> tuple[Array, State, Theta]:
+  """Loss, new state and gradient of a minibatch [m, b, ...], its m parts one after another."""
+  factor = 1.0 if scale is None else scale['factor']
+
+  def scaled(theta: Theta, state: State, part: Batch, key: Array) -> Any:
+    value, outputs = loss.of_minibatch(theta, state, part, key)
+    return value * factor, (value, outputs.get('state', state))
+
+  def add(carry: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+    total, weight, grads, state = carry
+    batch, key = part
+    (_, (value, state)), g = jax.value_and_grad(scaled, has_aux=True)(theta, state, batch, key)
+    w = batch['weights'].sum() if 'weights' in batch else jnp.ones(())
+    return (total + w * value, weight + w, _axpy(w, g, grads), state), None
+
+  m = next(iter(examples.values())).shape[0]
+  first = jax.tree.map(lambda x: x[0], examples)
+  if m == 1 and loss.axis is None:
+    (_, (value, state)), grads = jax.value_and_grad(scaled, has_aux=True)(theta, state, first, key)
+    return value, state, jax.tree.map(lambda g: g / factor, grads)
+  nothing = jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, theta), state
+  parts = examples, jax.random.split(key, m)
+  (total, weight, grads, state), _ = jax.lax.scan(add, nothing, parts)
+  total, weight, grads = loss.mean_over_devices((total, weight, grads))
+  weight = jnp.maximum(weight, 1e-12)
+  return total / weight, state, jax.tree.map(lambda g: g / (weight * factor), grads)
+
+
+def _axpy(a: Array, x: Theta, y: Theta) -> Theta:
+  return jax.tree.map(lambda x, y: a * x + y, x, y)
 
 
 def _finish(r: Recipe, carry: Any) -> tuple[Theta, State]:
@@ -141,14 +192,12 @@ def _better(loss: Loss, carry: Any, data: Data) -> dict[str, Any]:
   return jax.tree.map(lambda new, old: jnp.where(wins, new, old), here, best)
 
 
-def _minibatch(train: dict[str, Any], batch: int, key: Array, t: Array) -> dict[str, Any]:
-  """Step t's examples: epochs are reshuffled, and what does not fill a batch is left out."""
-  n = next(iter(train.values())).shape[0]
-  b = min(batch, n)
+def _rows(r: Recipe, n: int, key: Array, t: Array) -> Array:
+  """Step t's examples [m, b]: epochs are reshuffled, and what does not fill a batch is left out."""
+  b = min(r.batch, n) // r.accumulate * r.accumulate
   epoch, i = jnp.divmod(t, n // b)
-  order = jax.random.permutation(jax.random.fold_in(key, epoch), n)
-  rows = jax.lax.dynamic_slice(order, (i * b,), (b,))
-  return {k: jnp.asarray(v)[rows] for k, v in train.items()}
+  order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 0), epoch), n)
+  return jax.lax.dynamic_slice(order, (i * b,), (b,)).reshape(r.accumulate, -1)
 
 
 def _labels(theta: Theta) -> Any:

@@ -197,6 +197,11 @@ def per_batch(
 def _dense(path: str, flat: dict[str, Array]) -> dict[str, Array]:
   """The leaves of a module by name: a kernel, maybe a bias."""
   own = {p.removeprefix(f'{path}/'): w for p, w in flat.items() if p.startswith(f'{path}/')}
+  if 'kernel/qvalue' in own:
+    raise FewshotError(
+      f'{path!r} is quantised, so nothing can be merged into it; choose other modules by where=, '
+      'or dequantise the params first'
+    )
   if 'kernel' not in own or own.keys() - {'kernel', 'bias'}:
     raise FewshotError(
       f'{path!r} has no weight form: it holds {brief(list(own)) or "no parameters"}, and only a '

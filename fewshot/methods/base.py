@@ -52,7 +52,7 @@ class Calib(NamedTuple):
     def value(p: Params) -> Array:
       return loss(self._by_means(forward(p, self.batch)), self.batch).mean()
 
-    return jax.grad(value)(params)
+    return jax.grad(value, allow_int=True)(params)  # Quantised leaves are integers.
 
   def _by_means(self, outputs: Outputs) -> Outputs:
     """The outputs, with cosines to class means where the logits tell no examples apart."""

@@ -13,7 +13,7 @@ from fewshot.errors import FewshotError, nearest
 from fewshot.methods import paths
 from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, at_least_one, method
 from fewshot.methods.paths import Where
-from fewshot.methods.weights import floats, in_weights, split
+from fewshot.methods.weights import in_weights, split, trained
 
 __all__ = ['neuroada', 'shira', 'sparse']
 Array = jax.Array
@@ -47,7 +47,7 @@ def sparse(
     raise FewshotError(f'sparse(budget={budget}): a count from 1, or a fraction up to 1.0')
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
-    found, slopes = paths.select(floats(params), where), {}
+    found, slopes = trained(params, where), {}
     if score in ('gradient', 'snip'):
       slopes = paths.flatten(calib.gradient(forward, params))
     ts = {}

@@ -11,7 +11,7 @@ from fewshot.errors import FewshotError
 from fewshot.methods import paths
 from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, at_least_one, method
 from fewshot.methods.paths import Where
-from fewshot.methods.weights import SHARED, floats
+from fewshot.methods.weights import SHARED, trained
 
 __all__ = ['intrinsic_dimension']
 Array = jax.Array
@@ -38,7 +38,7 @@ def intrinsic_dimension(dim: int = 200, where: Where = '.*', form: str = 'did') 
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     del forward, calib
-    found = paths.select(floats(params), where)
+    found = trained(params, where)
     dtype = jnp.result_type(jnp.float32, *(w.dtype for w in found.values()))
     scales = len(found) if form == 'said' else 0
     if dim <= scales:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, brief
 from fewshot.methods import paths
 from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, method
 from fewshot.methods.paths import Where
@@ -40,7 +40,7 @@ def in_weights(
 
   def init_all(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     del forward, calib
-    found = paths.select(floats(params), where)
+    found = trained(params, where)
     at = lambda p: jax.random.fold_in(key, paths.stable_hash(p))  # noqa: E731
     ts = {p: widen(init(at(p), w)) for p, w in found.items()}
     return split(ts | {SHARED: widen(shared(at(SHARED), found))} if shared else ts, frozen)
@@ -62,10 +62,33 @@ def check_kernel(name: str, w: Array) -> None:
     )
 
 
+def trained(params: Params, where: Where) -> dict[str, Array]:
+  """The leaves that `where` selects to train; a quantised kernel among them is refused."""
+  packed = paths.selection(where).of(_quantized(params))
+  if packed:
+    raise FewshotError(
+      f'{brief(packed)} is quantised, so its weights cannot change; choose other leaves by where=, '
+      'or dequantise the params'
+    )
+  return paths.select(floats(params), where)
+
+
 def floats(params: Params) -> dict[str, Array]:
-  """The leaves that can train, by path: all floating ones but the running statistics of norms."""
+  """The leaves that can train, by path: all floating ones but the running statistics of norms.
+
+  Nor do the scales of quantised kernels.
+  """
+  packed = {f'{p}/scale' for p in _quantized(params)}
   leaves = {p: w for p, w in paths.flatten(params).items() if not re.search(STATISTICS, p)}
-  return {p: w for p, w in leaves.items() if jnp.issubdtype(w.dtype, jnp.inexact)}
+  return {
+    p: w for p, w in leaves.items() if jnp.issubdtype(w.dtype, jnp.inexact) and p not in packed
+  }
+
+
+def _quantized(params: Params) -> list[str]:
+  """The paths of kernels that are kept as integers and scales, see `fewshot.quantized`."""
+  flat = paths.flatten(params)
+  return [p.removesuffix('/qvalue') for p in flat if p.endswith('/qvalue')]
 
 
 def widen(tree: Any) -> Any:

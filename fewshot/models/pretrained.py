@@ -33,6 +33,7 @@ from fewshot.models import (
   resnet,
   resnet12,
   roberta,
+  shapes,
   siglip,
   t5,
   vit,
@@ -140,9 +141,9 @@ def load(name: str, dtype: Any = None, dropout: float = 0.0, place: Place | None
   Args:
     name: a key of `MODELS`; a folder with config.json and weights (model*.safetensors,
       pytorch_model*.bin or one .pth or .pt), with a .gguf file, or with llama2.c's model.bin and
-      tokenizer.bin; or a .gguf file.
+      tokenizer.bin; a .gguf file; or 'shape:NAME', a known shape with random weights.
     dtype: the weights are cast to it as they are read; None keeps what is stored, and for packed
-      weights is float32.
+      weights is float32.  'int8' quantises the kernels of blocks, see `quantized.quantize`.
     dropout: active only while training, when the forward gets a key.
     place: (path, shape) -> the sharding or device of each leaf; None puts all on the default one.
 
@@ -151,9 +152,15 @@ def load(name: str, dtype: Any = None, dropout: float = 0.0, place: Place | None
   """
   if not 0 <= dropout < 1:
     raise FewshotError(f'dropout={dropout} is a probability below 1')
+  if isinstance(dtype, str) and dtype == 'int8':
+    from fewshot.quantized import quantize  # It takes models itself.
+
+    return quantize(load(name, 'float32', dropout, place))
   _check_dtype(dtype)
   if not isinstance(name, str):
     raise FewshotError(f'name={name!r} is no text; give the name of a model or a path as str')
+  if name.startswith(shapes.PREFIX):
+    return shapes.random(name, dtype=dtype or jax.numpy.float32, dropout=dropout, place=place)
   path, named = Path(os.path.expanduser(name)), MODELS.get(name)
   if named:
     assets.tell_licence(name)
@@ -191,7 +198,7 @@ def _check_dtype(dtype: Any) -> None:
     known = False
   if not known:
     raise FewshotError(
-      f'dtype={dtype!r} is no floating type; give float32, bfloat16, float16 or None'
+      f'dtype={dtype!r} is no floating type; give float32, bfloat16, float16, int8 or None'
     )
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from fewshot import fits, methods, models, objectives
 from fewshot.errors import FewshotError
+from fewshot.fits import scaling
 from fewshot.fits.base import Data, Loss
-from fewshot.fits.sgd import _minibatch
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 3)).astype(np.float32)
@@ -41,10 +41,10 @@ def gradient(theta: Any, x: np.ndarray = X, y: np.ndarray = Y) -> Any:
   return {'body': x.T @ d @ theta['head'].T, 'head': hidden.T @ d}
 
 
-def fit(theta: Any = START, dev: Any = None, **kwargs: Any) -> Any:
+def fit(theta: Any = START, dev: Any = None, train: Any = TRAIN, **kwargs: Any) -> Any:
   """theta after the fit; the batch is the whole of train, so that order does not matter."""
   made = fits.sgd(**{'batch': 8, 'steps': 3, 'lr': 0.1} | kwargs)
-  return made(problem(theta), jax.tree.map(jnp.asarray, theta), {}, Data(TRAIN, dev), KEY)[0]
+  return made(problem(theta), jax.tree.map(jnp.asarray, theta), {}, Data(train, dev), KEY)[0]
 
 
 def by_optax(rates: dict[str, list[float]], weight_decay: float = 0.0, clip: float = 0.0) -> Any:
@@ -127,15 +127,15 @@ def test_rates_may_be_traced():
 def test_every_epoch_visits_each_example_once(n, batch):
   """At most: what does not fill a batch waits for another epoch's order."""
   per_epoch = n // min(batch, n)
-  draw = jax.vmap(lambda t: _minibatch({'x': jnp.arange(n)}, batch, KEY, t)['x'])
+  draw = jax.vmap(lambda t: fits.sgd(steps=1, batch=batch).rows(n, KEY, t))
   for epoch in np.asarray(draw(jnp.arange(3 * per_epoch))).reshape(3, -1):
     assert len(set(epoch.tolist())) == len(epoch) == per_epoch * min(batch, n)
     assert set(epoch.tolist()) <= set(range(n))
 
 
 def test_epochs_are_reshuffled():
-  rows, key = {'x': jnp.arange(50)}, jax.random.key(0)
-  a, b = (_minibatch(rows, 50, key, jnp.int32(t))['x'].tolist() for t in (0, 1))
+  rows, key = fits.sgd(steps=1, batch=50).rows, jax.random.key(0)
+  a, b = (rows(50, key, jnp.int32(t)).ravel().tolist() for t in (0, 1))
   assert sorted(a) == sorted(b) == list(range(50)) and a != b
 
 
@@ -216,3 +216,29 @@ def test_refused(text, message):
 def test_scoring_a_dev_set_that_is_not_there():
   with pytest.raises(FewshotError, match=re.escape('sgd(eval_every=2) scores a dev set')):
     fit(eval_every=2)
+
+
+def test_a_minibatch_in_parts_is_the_minibatch():
+  """Also with weights, whose sums differ from part to part."""
+  assert_close(fit(accumulate=4), fit())
+  weighted = {**TRAIN, 'weights': np.linspace(0.1, 2, len(Y)).astype(np.float32)}
+  assert_close(fit(train=weighted, accumulate=2), fit(train=weighted))
+
+
+@pytest.mark.parametrize('parts', [0, 3])
+def test_parts_divide_the_batch(parts):
+  with pytest.raises(FewshotError, match=rf'accumulate={parts}.*divides batch=8'):
+    fits.sgd(steps=1, batch=8, accumulate=parts)
+
+
+def test_an_overflow_of_float16_leaves_the_step_out_and_halves_the_factor():
+  old = {'theta': jnp.ones(2), 'state': {}, 'opt': jnp.zeros(2), 'scale': scaling.start()}
+  new = old | {'theta': jnp.zeros(2), 'opt': jnp.ones(2)}
+  kept = scaling.keep_finite({'w': jnp.array([1.0, jnp.inf])}, new, old)
+  assert kept['theta'].tolist() == [1, 1] and kept['opt'].tolist() == [0, 0]
+  assert float(kept['scale']['factor']) == scaling.START / 2
+  moved = scaling.keep_finite({'w': jnp.ones(2)}, new, old)
+  assert moved['theta'].tolist() == [0, 0] and int(moved['scale']['good']) == 1
+  ripe = old | {'scale': {**scaling.start(), 'good': jnp.int32(scaling.PATIENCE - 1)}}
+  grown = scaling.keep_finite({'w': jnp.ones(2)}, new, ripe)
+  assert float(grown['scale']['factor']) == 2 * scaling.START

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fewshot import config, experiment
 from fewshot.errors import FewshotError
+from fewshot.prepared import prepare
 from tests.robustness import workplace
 
 TRIES = int(os.environ.get('FEWSHOT_TRIES', '30'))
@@ -58,7 +59,7 @@ def test_prepare_succeeds_or_refuses_in_one_line(folder, monkeypatch, changes):
     inside.chdir(folder)
     try:
       todo = config.with_changes(config.default(), BASE | {'fit': 'sgd(steps=2)'} | changes)
-      (prepared,) = experiment.prepare([todo])
+      (prepared,) = prepare([todo])
     except FewshotError as error:
       assert str(error).strip() and '\n' not in str(error), repr(str(error))
     else:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from fewshot import cli, records, sweep
+from fewshot import cli, engine, records
 from tests.robustness import workplace
 
 RUN = ('run', 'config.py')
@@ -48,7 +48,7 @@ def test_a_finished_run_is_not_computed_again(place, capsys, monkeypatch):
   def never(*args, **kwargs):
     raise AssertionError('computed again')
 
-  monkeypatch.setattr(sweep, 'compile_programs', never)
+  monkeypatch.setattr(engine, 'compile_programs', never)
   assert cli.main(RUN) == 0
   out, err = capsys.readouterr()
   assert '4 runs were recorded before and not run again; --fresh' in err
@@ -129,21 +129,21 @@ def test_one_class_for_all_is_collapsed(place, capsys):
 
 
 def test_a_failure_while_compiling_becomes_failed_records(place, monkeypatch, capsys):
-  compile_programs = sweep.compile_programs
+  compile_programs = engine.compile_programs
 
   def break_linear(setup, *rest):
     if setup.fit.steps:
       raise RuntimeError('RESOURCE_EXHAUSTED: out of memory\nallocating 10 GB')
     return compile_programs(setup, *rest)
 
-  monkeypatch.setattr(sweep, 'compile_programs', break_linear)
+  monkeypatch.setattr(engine, 'compile_programs', break_linear)
   assert cli.main(RUN) == 1
   workplace.lines(capsys.readouterr().err)
   found = workplace.records(place)
   assert [r['status'] for r in found] == ['ok', 'ok', 'failed', 'failed']
   assert found[-1]['cause'] == 'RuntimeError: RESOURCE_EXHAUSTED: out of memory'
 
-  monkeypatch.setattr(sweep, 'compile_programs', compile_programs)
+  monkeypatch.setattr(engine, 'compile_programs', compile_programs)
   assert cli.main([*RUN, '--json']) == 0  # What failed is tried again, and counts no more.
   rows = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert [(r['runs'], r['failed']) for r in rows] == [(2, 0), (2, 0)]

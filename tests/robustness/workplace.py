@@ -33,9 +33,9 @@ def sweep():
 
 def enter(folder: Path, monkeypatch: Any) -> Path:
   """Makes the folder and works in it; the tests' own cache of compiled programs stays in place."""
-  from fewshot import command_run
+  from fewshot import engine
 
-  monkeypatch.setattr(command_run, 'use_cache', lambda: None)
+  monkeypatch.setattr(engine, 'keep_compiled', lambda: None)
   monkeypatch.chdir(make(folder))
   return folder
 

@@ -1,0 +1,197 @@
+"""Files to pixels: a folder with its zips as one tree, images by Pillow, a cache of pools.
+
+Nothing is unpacked: members of an archive are read where they are.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fewshot import assets
+from fewshot.episodes import Pool
+from fewshot.errors import FewshotError
+
+LARGEST = 1 << 26  # Bytes of a file that is read; images of data sets are far smaller.
+FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP')
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp')
+
+
+class Entry(NamedTuple):
+  """A file, its bytes when called for, and what changes when its content does."""
+
+  read: Callable[[], bytes]
+  stamp: str
+
+
+Tree = Mapping[str, Entry]
+
+
+def home(folder: str | Path | None, name: str, needs: str) -> Path:
+  """The folder of a data set: as given, or `$FEWSHOT_DATA/<name>`."""
+  if folder is None and not os.environ.get('FEWSHOT_DATA'):
+    raise FewshotError(
+      f'{name}: no folder was given and FEWSHOT_DATA is not set; give the folder of {needs}'
+    )
+  path = Path(os.environ['FEWSHOT_DATA'], name) if folder is None else Path(folder).expanduser()
+  if not path.is_dir():
+    raise FewshotError(f'{name}: there is no folder {path}; give the one of {needs}')
+  return path
+
+
+@contextlib.contextmanager
+def opened(folder: str | Path) -> Iterator[dict[str, Entry]]:
+  """Every file under a folder and in the zips that lie right in it, by its path from there.
+
+  Raises:
+    FewshotError: a zip is damaged, or a path in it is absolute or leads out of it.
+  """
+  root = Path(folder)
+  tree: dict[str, Entry] = {}
+  with contextlib.ExitStack() as stack:
+    for path in sorted(root.rglob('*')):
+      if path.suffix == '.zip' and path.parent == root:
+        tree |= _members(path, stack)
+      elif path.is_file():
+        stat = path.stat()
+        tree[path.relative_to(root).as_posix()] = Entry(
+          _reader(path), f'{stat.st_size} {stat.st_mtime_ns}'
+        )
+    yield tree
+
+
+def _reader(path: Path) -> Callable[[], bytes]:
+  def read() -> bytes:
+    _small(path.name, path.stat().st_size)
+    return path.read_bytes()
+
+  return read
+
+
+def _members(path: Path, stack: contextlib.ExitStack) -> dict[str, Entry]:
+  try:
+    archive = stack.enter_context(zipfile.ZipFile(path))
+  except (zipfile.BadZipFile, OSError) as e:
+    raise FewshotError(f'{path.name} is no zip that can be read: {e}; fetch it again') from None
+  found = {}
+  for info in archive.infolist():
+    name = PurePosixPath(info.filename.replace('\\', '/'))
+    if name.is_absolute() or '..' in name.parts or ':' in name.parts[0]:
+      raise FewshotError(f'{path.name} has a member {info.filename!r}, a path that leads out of it')
+    if not info.is_dir():
+      found[name.as_posix()] = Entry(_member(archive, info), f'{info.file_size} {info.CRC}')
+  return found
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], bytes]:
+  def read() -> bytes:
+    _small(info.filename, info.file_size)
+    try:
+      return archive.read(info)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
+      raise FewshotError(f'{info.filename} in a zip cannot be read: {e}; fetch it again') from None
+
+  return read
+
+
+def _small(name: str, size: int) -> None:
+  if size > LARGEST:
+    raise FewshotError(f'{name} has {size} bytes, more than an image or a list has; take it away')
+
+
+def lines(tree: Tree, path: str) -> list[str]:
+  """The lines of a text in the tree that are not blank."""
+  if path not in tree:
+    raise FewshotError(f'there is no {path} in the folder; put it there')
+  return [line for line in tree[path].read().decode().splitlines() if line.strip()]
+
+
+def matching(tree: Tree, pattern: str) -> dict[tuple[str, ...], list[str]]:
+  """Paths by the groups of `pattern`, which must match the end of a path; both in order."""
+  found: dict[tuple[str, ...], list[str]] = {}
+  compiled = re.compile(r'(?:.*/)?' + pattern)
+  for path in sorted(tree):
+    if match := compiled.fullmatch(path):
+      found.setdefault(match.groups(), []).append(path)
+  return dict(sorted(found.items()))
+
+
+def pillow() -> Any:
+  """The package PIL with the modules that are used; one line where it is not installed."""
+  try:
+    import PIL
+    from PIL import Image, ImageDraw, ImageFont, ImageOps, features
+  except ImportError:
+    raise FewshotError(
+      'images are read by Pillow, which is not installed; pip install "fewshot[data]"'
+    ) from None
+  del Image, ImageDraw, ImageFont, ImageOps, features  # Now attributes of PIL.
+  return PIL
+
+
+def decode(data: bytes, name: str, size: int, mode: str = 'RGB') -> np.ndarray:
+  """[size, size, C] uint8 of an encoded image: the middle square, by Lanczos; mode RGB or L."""
+  pil = pillow()
+  try:
+    image = pil.Image.open(io.BytesIO(data), formats=FORMATS).convert(mode)
+  except (OSError, ValueError, SyntaxError, pil.Image.DecompressionBombError) as e:
+    raise FewshotError(f'{name} is no image that can be read: {e}; fetch it again') from None
+  if image.size != (size, size):
+    image = pil.ImageOps.fit(image, (size, size), pil.Image.Resampling.LANCZOS)
+  pixels = np.asarray(image)
+  return pixels if mode == 'RGB' else pixels[..., None]
+
+
+def pool_of(
+  name: str,
+  tree: Tree,
+  members: Mapping[str, Sequence[str]],
+  size: int,
+  mode: str = 'RGB',
+  groups: Sequence[str] = (),
+) -> Pool:
+  """The pool of classes whose images are these members of the tree; read once, then cached."""
+  if not members:
+    raise FewshotError(f'{name}: there are no classes of images in the folder')
+  paths = [path for of_class in members.values() for path in of_class]
+  listed = '\n'.join(f'{c} {p} {tree[p].stamp}' for c, of in members.items() for p in of)
+
+  def make() -> Pool:
+    images = np.empty((len(paths), size, size, len(mode)), np.uint8)
+    for i, path in enumerate(paths):
+      images[i] = decode(tree[path].read(), path, size, mode)
+    counts = np.array([len(of_class) for of_class in members.values()], np.int32)
+    starts = (np.cumsum(counts) - counts).astype(np.int32)
+    return Pool(name, images, starts, counts, tuple(members), tuple(groups))
+
+  return cached(name, f'{size} {mode}\n{listed}\n{list(groups)}', make)
+
+
+def cached(name: str, recipe: str, make: Callable[[], Pool]) -> Pool:
+  """The pool that `make` gives, from the cache where the same recipe was made before."""
+  key = hashlib.sha256(recipe.encode()).hexdigest()[:16]
+  path = assets.cache_dir() / 'pools' / f'{name}-{key}.npz'
+  damage = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+  with contextlib.suppress(*damage), np.load(path, allow_pickle=False) as saved:
+    counts = saved['counts']
+    starts = (np.cumsum(counts) - counts).astype(np.int32)
+    classes, groups = (tuple(map(str, saved[k])) for k in ('classes', 'groups'))
+    return Pool(name, saved['images'], starts, counts, classes, groups)
+  pool = make()
+  with contextlib.suppress(OSError):  # What is not kept is only made again.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.stage-', dir=path.parent) as tmp:
+      staged = Path(tmp, path.name)
+      arrays = {'images': pool.images, 'counts': pool.counts}
+      np.savez(staged, **arrays, classes=pool.classes, groups=pool.groups)  # type: ignore[arg-type]
+      os.replace(staged, path)
+  return pool

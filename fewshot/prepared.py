@@ -1,0 +1,148 @@
+"""Prepared: an experiment up to its first step, from a config; everything is checked here."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fewshot import config as configs
+from fewshot import engine, fits, methods, models, runs, tasks, train
+from fewshot import sweep as sweeps
+from fewshot.errors import FewshotError
+from fewshot.methods import paths
+from fewshot.methods.partition import Row
+from fewshot.objectives import classification
+from fewshot.runs import Run
+
+DTYPES = ('float32', 'bfloat16', 'float16', 'int8')
+
+
+class Prepared(NamedTuple):
+  """An experiment up to its first step: everything loaded, spelled and checked."""
+
+  config: ConfigDict
+  model: models.Model
+  task: tasks.Task
+  data: tasks.Encoded
+  method: methods.Method
+  fit: fits.Fit
+  rows: list[Row]  # The trained/frozen table.
+  total: int = 0  # Parameters of the adapted model: the base and what is added beside it.
+
+  @property
+  def calib(self) -> methods.Calib:
+    """A batch of the longest that the model will see, for shapes."""
+    batches = [self.data.train, *(b.batches for b in self.data.test)]
+    longest = max(batches, key=lambda b: b['tokens'].shape[-1] if 'tokens' in b else 0)
+    batch = {k: np.asarray(v[0]) for k, v in longest.items()}
+    return methods.Calib(batch, len(self.task.classes), classification().loss)
+
+  @property
+  def trained(self) -> int:
+    """The number of trained parameters."""
+    return methods.count([r.leaves for r in self.rows[:-1]])
+
+
+def prepare(
+  todo: Sequence[ConfigDict], load: Callable[..., models.Model] = models.load
+) -> list[Prepared]:
+  """Loads and checks every config before anything runs; shared parts are loaded once.
+
+  `load` makes the models: `planning.load` makes them of shapes alone.
+  """
+  loaded: dict[Any, Any] = {}
+  return [_prepare(c, loaded, load) for c in todo]
+
+
+def _prepare(
+  config: ConfigDict, loaded: dict[Any, Any], load: Callable[..., models.Model]
+) -> Prepared:
+  method, fit = methods.parse(config.method), fits.parse(config.fit)
+  _check(config, fit)
+  model_key = (config.model, config.dtype, config.dropout)
+  if model_key not in loaded:
+    loaded[model_key] = load(config.model, dtype=config.dtype, dropout=config.dropout)
+  model = loaded[model_key]
+  task_key = (config.task, config.text, config.label)
+  if task_key not in loaded:
+    loaded[task_key] = _task(config)
+  task = loaded[task_key]
+  counts = (config.k, config.dev_k, config.splits, config.max_test, config.max_length)
+  data_key = (model_key, task_key, counts)
+  if data_key not in loaded:
+    splits = tasks.kshot(task, config.k, config.splits, config.dev_k, config.max_test)
+    loaded[data_key] = tasks.encode(task, splits, model.tokenizer, config.max_length)
+  prepared = Prepared(config, model, task, loaded[data_key], method, fit, [])
+  prepared = prepared._replace(method=_with_head(prepared))
+  method = prepared.method
+  table = methods.table(method, model.forward, model.params, prepared.calib)
+  own = paths.flatten(model.params)
+  added = [x for row in table[:-1] for p, x in row.leaves.items() if p not in own]
+  total = methods.count(model.params) + methods.count(added)
+  _check_start(prepared)
+  return prepared._replace(rows=table, total=total)
+
+
+def plan_runs(p: Prepared) -> list[Run]:
+  """The runs of an experiment: splits x seeds x grid."""
+  return runs.runs(len(p.data.splits), p.config.seeds, configs.grid(p.config))
+
+
+def options(config: ConfigDict) -> engine.Options:
+  """How the engine runs it, from the config."""
+  return engine.Options(memory=int(config.memory_gb * 2**30), **config.engine.to_dict())
+
+
+def _check_start(p: Prepared) -> None:
+  """Traces the start of a run: that is where a fit refuses a method, or data without a dev set."""
+  if p.method.plan:  # What it plans from data costs compute.
+    return
+  setup = sweeps.setup(p.model, p.data, p.method, p.fit, len(p.task.classes))
+  first = runs.stack(p.data, plan_runs(p)[:1])
+  begin = jax.vmap(functools.partial(train.begin, setup), (None, 0))
+  jax.eval_shape(begin, p.model.params, first)
+
+
+def _with_head(p: Prepared) -> methods.Method:
+  """The method; behind it the config's head, where no logits are of the task's classes."""
+  headed = methods.chain(p.method, methods.parse(p.config.head))
+  try:
+    return p.method if sweeps.has_logits(p.model, p.method, p.calib) else headed
+  except sweeps.ForeignHead:
+    return headed
+
+
+def _task(config: ConfigDict) -> tasks.Task:
+  if Path(config.task).suffix in ('.csv', '.tsv'):
+    return tasks.from_csv(config.task, config.text, config.label)
+  return tasks.load(config.task)
+
+
+def _check(config: ConfigDict, fit: fits.Fit) -> None:
+  engine.check(options(config))
+  if config.dtype not in DTYPES:
+    raise FewshotError(f'config.dtype is {config.dtype!r}; there are {", ".join(DTYPES)}')
+  if not config.splits or not config.seeds:
+    raise FewshotError('config.splits and config.seeds hold at least one seed each')
+  grid = configs.grid(config)
+  varied = {'splits': config.splits, 'seeds': config.seeds}
+  varied |= {f'grid.{name}': values for name, values in grid.items()}
+  for name, values in varied.items():
+    if len(set(values)) < len(values):
+      raise FewshotError(f'config.{name} holds a value twice: {list(values)}; each makes one run')
+  if grid and not config.dev_k:
+    raise FewshotError(
+      f'config.grid varies {", ".join(grid)}, but dev_k is 0: hyper-parameters are chosen on a dev '
+      'set, never on test; set --config.dev_k, at most k'
+    )
+  if not 1 <= config.max_length <= 2**20 or config.max_test < 0:
+    raise FewshotError('config: max_length is 1 to 1,048,576 tokens, max_test at least 0')
+  if not 0 <= config.memory_gb <= 1e6:
+    raise FewshotError(f'config.memory_gb is {config.memory_gb}; give 0 (what is free) to 1e6')
+  missing = [name for name in grid if name not in fit.varies]
+  if missing:
+    raise FewshotError(f'{config.fit} has no {missing[0]} that a grid could vary')

@@ -1,0 +1,250 @@
+"""Which shortcuts the training steps of a sweep may take, found out before they run.
+
+A shortcut is taken where it pays, and only after it was tried: on a minibatch, at a theta moved off
+its start, the losses by the short and the long way must agree.  What is not taken has a reason.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from fewshot import train
+from fewshot.errors import FewshotError
+from fewshot.methods.activations import path_of
+from fewshot.methods.base import adapt
+from fewshot.runs import Run, stack
+from fewshot.shortcuts import BLOCK, PREFIX, STACK, Shortcut, outputs_of, rows_needed, shorten
+from fewshot.tasks.encode import Encoded
+
+Array = jax.Array
+BLOCKS = re.compile(r'(.*/)?(block|stage)_\d+(/block_\d+)?')  # What may be resumed behind.
+LEAST_SECONDS = 5.0  # What a shortcut must save: finding and trying it takes a few seconds.
+RATE = {'cpu': 1e11}  # Floating-point operations a second, roughly; of accelerators 5e13.
+
+
+class Found(NamedTuple):
+  """The setup that takes the shortcuts, the data they need, and what was decided why."""
+
+  setup: train.Setup
+  data: Encoded
+  notes: dict[str, str]
+
+
+class _Case(NamedTuple):
+  """What the search looks at: the first run, begun, and what all runs will see."""
+
+  setup: train.Setup
+  params: Any
+  data: Encoded
+  run: train.Inputs
+  theta: Any
+  state: Any
+  seen: np.ndarray  # [runs, steps, m, b], the rows of every forward pass.
+  split: np.ndarray  # [runs]
+  seconds: float  # About how long all steps take.
+
+
+def find(
+  setup: train.Setup, params: Any, data: Encoded, todo: Sequence[Run],
+  wanted: Mapping[str, str], share: int = 1, budget: int = 1 << 34,
+) -> Found:  # fmt: skip
+  """The shortcuts for the runs `todo`; `wanted` says auto, on or off of 'packing' and 'prefix'.
+
+  `share` devices split each minibatch; a prefix may take a tenth of `budget` bytes.
+  """
+  notes = dict.fromkeys(wanted, 'off')
+  asked = [name for name, how in wanted.items() if how != 'off']
+  if not asked:
+    return Found(setup, data, notes)
+  if setup.fit.rows is None:
+    return Found(setup, data, notes | dict.fromkeys(asked, 'no: this fit has no minibatches'))
+  schedule = _schedule(setup, data, todo, share)
+  seconds = _seconds(setup, params, data, schedule)
+  if seconds < LEAST_SECONDS and 'on' not in wanted.values():
+    return Found(setup, data, notes | dict.fromkeys(asked, 'no: the training is too short'))
+  case = _case(setup, params, data, todo, schedule, seconds)
+  rows, resume = 0, ''
+  if 'packing' in asked:
+    rows, notes['packing'] = _rows(case, wanted['packing'] == 'on')
+  if 'prefix' in asked:
+    resume, notes['prefix'] = _resume(case, wanted['prefix'] == 'on', budget / 10)
+  if resume:
+    case = case._replace(data=_with_prefix(case, resume))
+  for shortcut in dict.fromkeys([Shortcut(rows, resume), Shortcut(0, resume), Shortcut(rows)]):
+    if shortcut == Shortcut():
+      break
+    if difference := _difference(case, shortcut):
+      lost = 'packing' if shortcut.rows else 'prefix'
+      notes[lost] = f'no: tried, and {difference}'
+      continue
+    kept = case.data if shortcut.resume else data
+    return Found(setup._replace(training=shorten(setup.forward, shortcut)), kept, notes)
+  return Found(setup, data, notes)
+
+
+def _schedule(setup: train.Setup, data: Encoded, todo: Sequence[Run], share: int) -> np.ndarray:
+  """The rows that every forward pass of every run sees [runs, steps, m, b]."""
+  assert setup.fit.rows is not None
+  n, rows, steps = _first(data).shape[1], setup.fit.rows, jnp.arange(setup.fit.steps)
+  of_run = lambda run: jax.vmap(lambda t: rows(n, train.fit_key(run), t))(steps)  # noqa: E731
+  keys = stack(data._replace(train={}, dev=None), todo)
+  seen = np.asarray(jax.jit(jax.vmap(of_run))(keys))
+  return seen.reshape(*seen.shape[:2], seen.shape[2] * share, -1)
+
+
+def _seconds(setup: train.Setup, params: Any, data: Encoded, schedule: np.ndarray) -> float:
+  """About how long the steps of all runs take: three times their forward passes' operations."""
+  batch = {k: v[0][schedule[0, 0, 0]] for k, v in data.train.items()}
+  lowered = jax.jit(lambda p, b: setup.forward(p, b)).lower(params, batch)
+  flops = float((lowered.cost_analysis() or {}).get('flops', 0.0))
+  passes = schedule[..., 0].size
+  return 3 * flops * passes / RATE.get(jax.default_backend(), 5e13)
+
+
+def _case(
+  setup: train.Setup, params: Any, data: Encoded, todo: Sequence[Run], seen: np.ndarray,
+  seconds: float,
+) -> _Case:  # fmt: skip
+  run = jax.tree.map(lambda x: x[0], stack(data, todo[:1]))
+  theta, state = jax.jit(lambda p, r: train.start(setup, p, r))(params, run)
+  noise = np.random.default_rng(0)
+  moved = lambda x: x + 0.02 * noise.standard_normal(x.shape).astype(x.dtype)  # noqa: E731
+  split = np.array([r.split for r in todo])
+  return _Case(setup, params, data, run, jax.tree.map(moved, theta), state, seen, split, seconds)
+
+
+def _rows(case: _Case, insist: bool) -> tuple[int, str]:
+  """How many rows minibatches are packed into, and why; 0 where they are not."""
+  mask = case.data.train.get('mask')
+  if mask is None or mask.ndim != 3 or 'tokens' not in case.data.train:
+    return 0, 'no: the inputs are no texts'
+  if (mask[..., 1:] > mask[..., :-1]).any():
+    return 0, 'no: the padding is not behind the texts'
+  width = _width(case)
+  if width is None:
+    return 0, f'no: the model has no {STACK}/block_<i> called with (x, mask)'
+  lengths = mask.sum(-1)[case.split[:, None, None, None], case.seen] + width - mask.shape[-1]
+  b, rows = lengths.shape[-1], rows_needed(lengths, width)
+  if not insist and case.seconds * (1 - rows / b) < LEAST_SECONDS:
+    return 0, f'no: {b} texts fit into {rows} rows, which saves too little'
+  if rows >= b:
+    return 0, f'no: {b} texts need {rows} rows'
+  return rows, f'{b} texts of up to {width} tokens in {rows} rows'
+
+
+def _width(case: _Case) -> int | None:
+  """The length [T] that the stack sees: the texts', and that of prompts before them."""
+  seen: dict[str, Any] = {}
+  blocks: list[str] = []
+
+  def record(next_fn: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    path = path_of(context)
+    if path == STACK and len(args) > 1:
+      seen['mask'] = args[1].shape
+    if BLOCK.fullmatch(path):
+      blocks.append(path)
+    return next_fn(*args, **kwargs)
+
+  def inside(params: Any, batch: Any, key: Any = None) -> Any:
+    with nn.intercept_methods(record):
+      return case.setup.forward(params, batch, key)
+
+  _trace(case, inside)
+  return seen['mask'][1] if 'mask' in seen and blocks and len(seen['mask']) == 2 else None
+
+
+def _resume(case: _Case, insist: bool, budget: float) -> tuple[str, str]:
+  """The path of the last block whose output is a constant of each example, and why."""
+  seen: dict[str, Any] = {}
+  order: list[str] = []
+
+  def outputs(theta: Any, state: Any, key: Any, params: Any, batch: Any) -> Any:
+    forward = outputs_of(case.setup.forward, seen)
+    adapt(case.setup.method, forward, theta, state)(params, batch, key)
+    order[:] = [p for p in seen if BLOCKS.fullmatch(p)]
+    return [seen[p] for p in order]
+
+  args = case.theta, case.state, case.run.key, case.params, _minibatch(case)
+  traced = jax.make_jaxpr(outputs)(*args)
+  moving = len(jax.tree.leaves(args[:3]))
+  constant = [p for p, d in zip(order, _depends(traced.jaxpr, moving), strict=True) if not d]
+  if not order:
+    return '', 'no: the model has no blocks that are called once each'
+  if not constant:
+    return '', 'no: the first block depends on what is trained, or on dropout'
+  path, n = constant[-1], _first(case.data)
+  saved = case.seconds / 3 * (order.index(path) + 1) / len(order)
+  shape = traced.jaxpr.outvars[order.index(path)].aval
+  size = shape.size / shape.shape[0] * n.shape[0] * n.shape[1] * shape.dtype.itemsize
+  if size > budget:
+    return '', f'no: {path} of all examples takes {size / 2**30:.1f} GiB'
+  if saved < LEAST_SECONDS and not insist:
+    return '', f'no: {path} would save too little'
+  return path, f'{path} of all examples, {size / 2**20:.0f} MiB'
+
+
+def _depends(jaxpr: Any, moving: int) -> list[bool]:
+  """Of each output, whether it may depend on one of the first `moving` inputs."""
+  touched = set(jaxpr.invars[:moving])
+  known = lambda v: not hasattr(v, 'val') and v in touched  # noqa: E731  # Literals hold a val.
+  for eqn in jaxpr.eqns:
+    if any(known(v) for v in eqn.invars):
+      touched.update(eqn.outvars)
+  return [known(v) for v in jaxpr.outvars]
+
+
+def _with_prefix(case: _Case, path: str) -> Encoded:
+  """The data, with the output of a block for every train example."""
+
+  def one(params: Any, batch: Any) -> Array:
+    seen: dict[str, Any] = {}
+    forward = outputs_of(case.setup.forward, seen)
+    batch = {k: v[None] for k, v in batch.items()}
+    adapt(case.setup.method, forward, case.theta, case.state)(params, batch)
+    return seen[path][0]
+
+  train_ = case.data.train
+  flat = {k: jnp.asarray(v).reshape(-1, *v.shape[2:]) for k, v in train_.items()}
+  every = jax.jit(lambda p, b: jax.lax.map(lambda x: one(p, x), b, batch_size=64))
+  prefix = np.asarray(every(case.params, flat))
+  lead = _first(case.data).shape[:2]
+  return case.data._replace(train=train_ | {PREFIX: prefix.reshape(*lead, *prefix.shape[1:])})
+
+
+def _difference(case: _Case, shortcut: Shortcut) -> str:
+  """Tries a shortcut: '' where the losses of a minibatch are the same, else what is not."""
+  setup = case.setup
+
+  def losses(forward: Any, params: Any, batch: Any) -> Array:
+    adapted = adapt(setup.method, forward, case.theta, case.state)
+    return setup.objective.loss(adapted(params, batch), batch)
+
+  short = shorten(setup.forward, shortcut)
+  both = jax.jit(lambda p, b: (losses(setup.forward, p, b), losses(short, p, b)))
+  try:
+    want, got = (np.asarray(x, np.float64) for x in both(case.params, _minibatch(case)))
+  except (TypeError, ValueError, FewshotError) as e:
+    return ' '.join(f'it fails ({e}'.split())[:100] + ')'
+  narrow = any(x.dtype.itemsize < 4 for x in jax.tree.leaves(case.params))
+  worst = np.max(np.abs(got - want) / (1 + np.abs(want)))
+  return '' if worst <= (3e-2 if narrow else 1e-4) else f'the loss differs by {worst:.1e}'
+
+
+def _minibatch(case: _Case) -> dict[str, Any]:
+  """What the first forward pass of the first run sees."""
+  split, rows = case.split[0], case.seen[0, 0, 0]
+  return {k: jnp.asarray(v[split][rows]) for k, v in case.data.train.items()}
+
+
+def _trace(case: _Case, forward: Any) -> None:
+  adapted = lambda p, b: adapt(case.setup.method, forward, case.theta, case.state)(p, b)  # noqa: E731
+  jax.eval_shape(adapted, case.params, _minibatch(case))
+
+
+def _first(data: Encoded) -> np.ndarray:
+  return next(iter(data.train.values()))
