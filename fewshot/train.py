@@ -33,7 +33,9 @@ class Setup(NamedTuple):
   fit: Fit
   objective: Objective
   classes: int
-  training: Forward | None = None  # What steps call in place of `forward`: equal, and cheaper.
+  # What is called in place of `forward`, equal and cheaper: by steps, and for each test bucket.
+  training: Forward | None = None
+  testing: tuple[Forward, ...] = ()
 
 
 def start(setup: Setup, params: Params, run: Inputs) -> tuple[Theta, State]:
@@ -80,8 +82,11 @@ def fit_run(setup: Setup, params: Params, run: Inputs) -> tuple[Theta, State]:
 
 def predict(setup: Setup, params: Params, carry: Any, test: tuple[Any, ...]) -> Array:
   """The logits [T, C] of the adapted model on bucketed test batches, in bucket order."""
-  adapted = adapt(setup.method, setup.forward, *setup.fit.finish(carry))
-  out = [jax.lax.map(lambda batch: logits(adapted(params, batch)), b) for b in test]
+  theta, state = setup.fit.finish(carry)
+  out = []
+  for forward, batches in zip(setup.testing or (setup.forward,) * len(test), test, strict=True):
+    adapted = adapt(setup.method, forward, theta, state)
+    out.append(jax.lax.map(lambda batch, f=adapted: logits(f(params, batch)), batches))
   return jnp.concatenate([z.reshape(-1, z.shape[-1]) for z in out])
 
 

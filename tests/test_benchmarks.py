@@ -180,3 +180,8 @@ def test_what_cannot_be_plotted_is_said(results, tmp_path):
       plots.main([str(bad)], str(tmp_path))
   with pytest.raises(FewshotError, match=r'cannot read .*gone\.json: No such file'):
     plots.main([str(tmp_path / 'gone.json')], str(tmp_path))
+
+
+def test_the_page_is_that_of_the_committed_results():
+  page = load('page')
+  assert page.PAGE.read_text(encoding='utf-8') == page.page()

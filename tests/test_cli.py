@@ -15,6 +15,7 @@ from tests.robustness import workplace
 
 KEYS = {
   'methods': {'name', 'paper', 'place', 'mergeable', 'peft', 'lines'},
+  'learners': {'name', 'arguments', 'paper', 'about'},
   'models': {'name', 'family', 'params', 'licence', 'sources'},
   'tasks': {'name', 'kind', 'classes', 'sources'},
   'assets': {'name', 'sha256', 'bytes', 'licence', 'present'},

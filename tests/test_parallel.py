@@ -16,6 +16,7 @@ import pytest
 
 from fewshot import parallel
 from fewshot.errors import FewshotError
+from tests.robustness import workplace
 
 CHILD = Path(__file__).parent / 'parallel_child.py'
 
@@ -56,24 +57,54 @@ def test_memory_of_a_device_falls(eight):
   assert seeds - params < 0.35 * (one - params)
 
 
-def test_two_hosts_are_one(tmp_path):
-  """The cluster is SLURM's environment, as JAX finds it."""
+def cluster(host: int, address: str) -> dict[str, str]:
+  """Of two hosts, as SLURM tells its processes and JAX finds it."""
+  node = dict.fromkeys(('SLURM_STEP_NODELIST', 'SLURM_NODELIST'), 'localhost')
+  job = {'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '2', 'SLURM_LOCALID': '0'}
+  return {**node, **job, 'SLURM_PROCID': str(host), 'JAX_COORDINATOR_ADDRESS': address}
+
+
+@pytest.fixture
+def address() -> str:
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{s.getsockname()[1]}'
-  cluster = {'JAX_COORDINATOR_ADDRESS': address, 'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '2'}
-  cluster |= {
-    'SLURM_STEP_NODELIST': 'localhost',
-    'SLURM_LOCALID': '0',
-    'SLURM_NODELIST': 'localhost',
-  }
-  hosts = [child('hosts', devices=2, **cluster, SLURM_PROCID=str(i)) for i in range(2)]
+    return f'127.0.0.1:{s.getsockname()[1]}'
+
+
+def test_two_hosts_are_one(address):
+  hosts = [child('hosts', devices=2, **cluster(i, address)) for i in range(2)]
   first, second = (printed(h) for h in hosts)
   alone = printed(child('one', devices=1))['one']
   assert first['hosts']['writes'] and not second['hosts']['writes']
   for host in (first, second):
     np.testing.assert_allclose(host['hosts']['logits'], alone['logits'], atol=1e-4)
     np.testing.assert_allclose(host['hosts']['curves'], alone['curves'], atol=1e-5)
+
+
+def test_two_hosts_write_the_records_of_one(address, tmp_path):
+  """Once each, by the first of them; the folder is shared."""
+  place = workplace.make(tmp_path / 'place')
+  run = [sys.executable, '-m', 'fewshot', 'run', 'config.py']
+  env = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+  env.pop('XLA_FLAGS', None)
+  subprocess.run([*run, '--out', 'runs/one'], cwd=place, env=env, check=True, capture_output=True)
+  several = [*run, '--config.engine.devices=hosts']
+  pipe = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+  hosts = [
+    subprocess.Popen(several, cwd=place, env=env | cluster(i, address), **pipe) for i in range(2)
+  ]
+  for host in hosts:
+    _, err = host.communicate(timeout=900)
+    assert host.returncode == 0, err[-2000:]
+  one = [json.loads(x) for x in (place / 'runs/one/records.jsonl').read_text().splitlines()]
+  two = workplace.records(place)
+  assert len(one) == len(two) == 4
+  for a, b in zip(one, two, strict=True):
+    assert b['engine']['devices'] == 'hosts' and a['id'] == b['id']
+    same = ('predictions', 'method', 'split', 'hashes', 'status')
+    assert [a[k] for k in same] == [b[k] for k in same]
+    assert a['scores'] == b['scores']
+    np.testing.assert_allclose(a['curve'] or 0, b['curve'] or 0, atol=1e-5)
 
 
 def test_one_device_is_not_split():

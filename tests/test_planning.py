@@ -1,13 +1,16 @@
 """Plans on paper: they agree with arithmetic by hand, and planning takes no memory."""
 
+import json
+
 import jax
 import pytest
 
-from fewshot import config, fits, methods, planning, tasks, train
+from fewshot import cli, config, fits, methods, planning, tasks, train
 from fewshot.errors import FewshotError
 from fewshot.fits.base import Data
 from fewshot.models import shapes
 from fewshot.objectives import classification
+from tests.robustness import workplace
 
 METHOD = 'chain(lora(rank=2), linear())'
 TINY = planning.Job('shape:tiny', METHOD, 'sgd(batch=8)', 2, planning.texts(16, 64))
@@ -89,7 +92,7 @@ def test_runs_side_by_side_share_the_weights(tiny):
   assert two['argument_bytes'] < 1.3 * tiny['argument_bytes']
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_seven_billion_weights_are_planned_in_little_memory():
   job = planning.Job('shape:llama-7b', 'chain(lora(), linear())', 'sgd(batch=8)', 2,
                      planning.texts(8, 512), dtype='bfloat16')  # fmt: skip
@@ -142,3 +145,16 @@ def test_what_cannot_be_planned_is_said(change, axes, message):
 def test_devices_are_a_count():
   with pytest.raises(FewshotError, match='devices=0 is no whole number of at least 1'):
     planning.plan(TINY, 0)
+
+
+def test_the_command_plans_for_devices_that_are_not_there(tmp_path, monkeypatch, capsys):
+  workplace.enter(tmp_path, monkeypatch)
+  more = ('--config.model=shape:tiny', '--config.method=lora(rank=2)', '--json')
+  more += ('--config.fit=sgd(steps=3, batch=4)',)
+  assert cli.main(['run', 'config.py', '--dry-run', '--devices', '1,2', *more]) == 0
+  (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])['rows']
+  one, two = row['plans']
+  assert (one['devices'], two['devices']) == (1, 2)
+  assert two['flops_per_device'] < one['flops_per_device']
+  assert cli.main(['run', 'config.py', '--devices', '8']) == 2
+  assert '--devices 8 goes with --dry-run' in capsys.readouterr().err

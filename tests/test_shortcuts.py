@@ -116,9 +116,13 @@ CASES = {
   'prefix(length=2)': (True, ''),
   'linear()': (True, 'encoder/block_1'),
 }
+LONG = ('bitfit()', "tune('encoder/block_1/mlp/.*')", 'ia3()', 'prefix(length=2)')
 
 
-@pytest.mark.parametrize('spelling', CASES)
+@pytest.mark.parametrize(
+  'spelling',
+  [pytest.param(s, marks=pytest.mark.long if s in LONG else ()) for s in CASES],
+)
 def test_a_sweep_is_the_same_by_shortcuts(tiny, short_texts, spelling):
   packs, resumes = CASES[spelling]
   method = methods.parse(spelling if spelling == 'linear()' else f'chain({spelling}, linear())')

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fewshot.errors import FewshotError
@@ -36,9 +37,14 @@ def encode(
   splits: Sequence[Split],
   tokenizer: Any = None,
   max_length: int = 64,
-  tokens_per_batch: int = 4096,
+  tokens_per_batch: int = 0,
 ) -> Encoded:
-  """Tokenises what the splits use (texts are cut at `max_length`) and pads to few lengths."""
+  """Tokenises what the splits use (texts are cut at `max_length`) and pads to few lengths.
+
+  Test batches hold about `tokens_per_batch` tokens; 0 for what suits the backend: enough to fill
+  it, and on a CPU, where all runs of a chunk read a batch at once, what its caches hold.
+  """
+  tokens_per_batch = tokens_per_batch or (1024 if jax.default_backend() == 'cpu' else 16384)
   if not splits:
     raise FewshotError(f'{task.name}: there is no split to encode; kshot(task, k) draws some')
   if any(s.test_hash != splits[0].test_hash for s in splits):

@@ -14,7 +14,22 @@ from fewshot.learners import evaluating
 from fewshot.methods import paths, spell
 from tests.learners import toys
 
-every = pytest.mark.parametrize('text', toys.CASES)
+# One of each kind; the others are `long`.
+FIRST = (
+  'protonet()',
+  'relationnet',
+  'r2d2',
+  'metaoptnet(steps',
+  'baseline(',
+  'tim',
+  'ptmap',
+  'maml(steps=2',
+)
+FIRST += ('anil', 'finetune(chain(conv_lora', 'url(steps', 'nfts')
+every = pytest.mark.parametrize(
+  'text',
+  [pytest.param(t, marks=() if t.startswith(FIRST) else pytest.mark.long) for t in toys.CASES],
+)
 
 
 def started(learner: learners.Learner, way: int = toys.WAY):
@@ -25,7 +40,7 @@ def started(learner: learners.Learner, way: int = toys.WAY):
   return setup, model, learners.start(setup, jax.random.key(2), model.params, episode.support)
 
 
-@every
+@pytest.mark.parametrize('text', toys.CASES)
 def test_spelled_and_parsed(text: str) -> None:
   assert spell(learners.parse(text)) == text
 
