@@ -4,6 +4,7 @@ A shortcut is taken where it pays, and only after it was tried: on a minibatch, 
 its start, the losses by the short and the long way must agree.  What is not taken has a reason.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -65,13 +66,15 @@ def find(
     return Found(setup, data, notes | dict.fromkeys(asked, 'no: this fit has no minibatches'))
   if len(todo) * setup.fit.steps * _first(data).shape[1] > MOST_ROWS:
     return Found(setup, data, notes | dict.fromkeys(asked, 'no: too many steps to look through'))
-  schedule = _schedule(setup, data, todo, share)
-  flops = _flops(setup, params, data, schedule)
-  seconds = 3 * flops * schedule[..., 0].size / RATE.get(jax.default_backend(), 5e13)
+  of_step = functools.partial(setup.fit.rows, _first(data).shape[1])
+  m, b = jax.eval_shape(of_step, jax.random.key(0), jnp.int32(0)).shape
+  flops = _flops(setup, params, data, b // share)
+  passes = len(todo) * setup.fit.steps * m * share
+  seconds = 3 * flops * passes / RATE.get(jax.default_backend(), 5e13)
   if seconds < LEAST_SECONDS and 'on' not in wanted.values():
     notes |= dict.fromkeys(asked, 'no: the training is too short')
     return Found(setup, data, notes, flops)
-  case = _case(setup, params, data, todo, schedule, seconds)
+  case = _case(setup, params, data, todo, _schedule(setup, data, todo, share), seconds)
   rows, resume = 0, ''
   if 'packing' in asked:
     rows, notes['packing'] = _rows(case, wanted['packing'] == 'on')
@@ -88,7 +91,7 @@ def find(
   setup = setup._replace(training=shorten(setup.forward, taken))
   if taken.rows:
     setup = setup._replace(testing=_packed_tests(case))
-    flops *= taken.rows / schedule.shape[-1]
+    flops *= taken.rows / case.seen.shape[-1]
   return Found(setup, case.data if taken.resume else data, notes, flops)
 
 
@@ -115,9 +118,9 @@ def _schedule(setup: train.Setup, data: Encoded, todo: Sequence[Run], share: int
   return seen.reshape(*seen.shape[:2], seen.shape[2] * share, -1)
 
 
-def _flops(setup: train.Setup, params: Any, data: Encoded, schedule: np.ndarray) -> float:
-  """Of a forward pass of one minibatch by the base model."""
-  batch = {k: v[0][schedule[0, 0, 0]] for k, v in data.train.items()}
+def _flops(setup: train.Setup, params: Any, data: Encoded, size: int) -> float:
+  """Of a forward pass of `size` examples by the base model."""
+  batch = {k: v[0][:size] for k, v in data.train.items()}
   lowered = jax.jit(lambda p, b: setup.forward(p, b)).lower(params, batch)
   return float((lowered.cost_analysis() or {}).get('flops', 0.0))
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewshot import fits, methods, objectives, sweep, train
+from fewshot import fits, methods, objectives, runs, sweep, train
 from fewshot.errors import FewshotError
 from fewshot.methods import paths
 
@@ -291,11 +291,11 @@ def test_frozen_leaves_are_bit_identical_after_training(ready, swept, tiny):
 def test_a_sweep_equals_the_loop_over_its_runs(ready, swept, tiny):
   """Functions are compared, not parameters: Adam inflates the rounding of a blind gradient."""
   one = jax.jit(functools.partial(single, swept.setup))
-  todo = sweep.runs(2, (0, 1), {'lr': [1e-3, 3e-3]} if swept.setup.fit.varies else None)
+  todo = runs.runs(2, (0, 1), {'lr': [1e-3, 3e-3]} if swept.setup.fit.varies else None)
   assert [r.run for r in swept.results] == todo
   everything = items_in_order(tiny.encoded)
   for result in swept.results:
-    inputs = jax.tree.map(lambda x: x[0], sweep.stack(tiny.encoded, [result.run]))
+    inputs = jax.tree.map(lambda x: x[0], runs.stack(tiny.encoded, [result.run]))
     assert_close(result.logits, one(tiny.params, inputs, everything), 1e-4)
   if ready.case.count:
     low, high = swept.results[0], swept.results[1]
@@ -320,8 +320,8 @@ def items_in_order(encoded) -> dict[str, np.ndarray]:
 
 def test_each_run_has_its_own_key_and_its_splits_data(tiny):
   """What the loop above takes from `stack`, checked by itself."""
-  todo = sweep.runs(2, (0, 1), {'lr': [1e-3, 3e-3]})
-  inputs = sweep.stack(tiny.encoded, todo)
+  todo = runs.runs(2, (0, 1), {'lr': [1e-3, 3e-3]})
+  inputs = runs.stack(tiny.encoded, todo)
   keys = [bytes(np.asarray(jax.random.key_data(k))) for k in inputs.key]
   assert len(set(keys)) == 4, 'a key is of (split, seed), shared by the points of a grid'
   assert keys[::2] == keys[1::2]

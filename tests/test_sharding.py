@@ -102,7 +102,7 @@ def computed():
   return dict(json.loads(line) for line in done.stdout.splitlines())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('name', COMPUTED)
 def test_eight_devices_give_what_one_does(computed, name):
   found = computed[name]
@@ -110,7 +110,7 @@ def test_eight_devices_give_what_one_does(computed, name):
   assert found['moved'] > 1e-3  # Or equality would say little.
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('name', [n for n in COMPUTED if n in shapes.SHAPES])
 def test_a_device_holds_an_eighth(computed, name):
   alone, beside_tensor = computed[name]['shrinks']
