@@ -55,7 +55,7 @@ def test_rows_have_the_keys_and_the_true_numbers():
   assert rows['gpt2']['sources'] == ['huggingface.co/openai-community/gpt2@main']
 
 
-@pytest.mark.parametrize('dtype', ['int8', 'bf16', bool, 'wide'])
+@pytest.mark.parametrize('dtype', ['int16', 'bf16', bool, 'wide'])
 def test_weights_are_kept_in_floating_numbers(dtype):
   with pytest.raises(FewshotError, match='is no floating type; give float32'):
     models.load(str(FIXTURES / 'bert-tiny'), dtype=dtype)
