@@ -17,7 +17,8 @@ what the hardware allows where that can be said. This page is made from `benchma
 `python benchmarks/page.py`. Machines are noisy: compare ratios, not seconds. On GPUs nothing has
 been measured yet.
 
-![ratios against their bars](figures/ratios.svg) ![time and memory as things grow](figures/scale.svg)
+![ratios against their bars](figures/ratios.svg)
+![time and memory as things grow](figures/scale.svg)
 """
 
 
