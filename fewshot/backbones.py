@@ -107,7 +107,7 @@ def _fresh(family: Any, text: str, seed: int) -> Callable[..., Backbone]:
 
 
 def _check_sizes(sizes: Mapping[str, Any]) -> None:
-  """Numbers of pixels, channels and blocks are at least 1; those of colours are any."""
+  """Numbers of pixels, channels and blocks are at least 1."""
   for name, value in sizes.items():
     if name in ('mean', 'std', 'dropout'):
       _check_numbers(name, value)
@@ -127,7 +127,7 @@ def _check_numbers(name: str, value: Any) -> None:
 
 
 def _checked(make: Callable[..., Any]) -> Callable[..., Any]:
-  """The pool's constructor, whose wrong arguments are one line."""
+  """The constructor of a pool or a backbone, whose wrong arguments are one line."""
 
   def call(*args: Any, **kwargs: Any) -> Any:
     try:

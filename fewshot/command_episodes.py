@@ -25,7 +25,7 @@ def run_all(todo: Sequence[Any], folder: Path, fresh: bool, as_json: bool, minut
   if fresh and (aside := records.set_aside(folder)):
     note(f'earlier records are now {folder}/{aside}; trainings go on from where they are')
   note(f'{todo[0].name}: {len(experiments)} rows, records in {folder}', style='bold')
-  done = {r['id'] for r in records.read_if_any(folder)}
+  done = set() if fresh else {r['id'] for r in earlier}
   end = time.monotonic() + 60 * minutes if minutes else None
   kept: dict[str, Any] = {}
   for e in experiments:

@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from fewshot import config as configs
 from fewshot import methods, overlaps, records
+from fewshot.command_run import folder_of
 from fewshot.console import note, stdout
 from fewshot.errors import FewshotError
 from fewshot.methods.choices import Top
@@ -25,8 +25,7 @@ def run(path: str, overrides: Sequence[str], choice: str, out: str | None, as_js
   by_data = {(c.model, c.task): c for c in todo}
   prepared = prepare(list(by_data.values()))
   found = overlaps.run(prepared, top)
-  folder = Path(out or f'runs/{todo[0].name}')
-  records.prepare(folder)
+  folder = records.prepare(folder_of(todo[0], out))
   records.replace(folder / 'overlap.json', json.dumps(found.as_json()).encode())
   records.replace(folder / 'overlap.md', overlaps.table(found).encode())
   overlaps.draw(found, folder / 'overlap.png')

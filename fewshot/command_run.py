@@ -19,7 +19,7 @@ def run(
 ) -> int:  # fmt: skip
   """Runs every row of a config, appends a record for each run, then writes and prints the table."""
   todo = configs.load(path, overrides)
-  folder = _folder(todo[0], out)
+  folder = folder_of(todo[0], out)
   if 'learner' in todo[0]:
     from fewshot import command_episodes
 
@@ -225,7 +225,8 @@ def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
       say(f'    {row.rule:32s} {methods.count(row.leaves):>12,}  {row.text}')
 
 
-def _folder(config: Any, out: str | None) -> Path:
+def folder_of(config: Any, out: str | None) -> Path:
+  """Where the records go: as given, as the config says, or runs/<its name>."""
   if not (out or config.out) and not re.fullmatch(r'\w[\w .-]*', config.name):
     raise FewshotError(
       f'config.name is {config.name!r}, which names no folder of runs/; use letters, digits, '

@@ -22,7 +22,16 @@ from fewshot import config as configs
 from fewshot import learners, meta, methods, records
 from fewshot.backbones import Backbone, backbone_of, pool_of, trials_of
 from fewshot.data import Trials
-from fewshot.episodes import Sampler, fixed, ledger, ledger_hash, pool_hash, sampler
+from fewshot.episodes import (
+  Episode,
+  Sampler,
+  fixed,
+  gather,
+  ledger,
+  ledger_hash,
+  pool_hash,
+  sampler,
+)
 from fewshot.errors import FewshotError, nearest
 from fewshot.experiment import versions
 from fewshot.learners import learning
@@ -82,7 +91,7 @@ def prepare(todo: Sequence[ConfigDict]) -> list[Experiment]:
     hashes['episodes'] = ledger_hash(ledger(c.test.ledger, c.test.episodes))
     e = Experiment(c, learner, teacher, backbone(c.model, c.seed), train, test, hashes)
     _check_classes(e)
-    _served(e, _begun(e))
+    _check_served(e)
     return e
 
   return [one(c) for c in todo]
@@ -125,14 +134,22 @@ def run(
   return _record(e, outer, accuracies, timings)
 
 
-def _begun(e: Experiment) -> Outer:
-  """What the teacher learns, as it begins."""
-  if e.teacher is None or e.train is None:
-    return {'statistics': {}}
-  model, key = e.backbone.running, jax.random.key(0)
-  return learning.start(
-    setup_of(e.teacher, model, e.train.way), key, model.params, e.train(key).support
-  )
+def _check_served(e: Experiment) -> None:
+  """Refuses what the training will not serve, by the shapes of all that it learns."""
+  outer: Outer = {'statistics': {}}
+  key, model = jax.random.key(0), e.backbone.running
+  if e.teacher and e.train:
+    setup = setup_of(e.teacher, model, e.train.way)
+    start = functools.partial(learning.start, setup)
+    outer = jax.eval_shape(start, key, model.params, _shapes(e.train).support)
+  blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), _shapes(e.test))
+  _served(e, outer, blank)
+
+
+def _shapes(s: Sampler) -> Episode:
+  """Those of an episode, without a copy of the pool."""
+  images = jax.ShapeDtypeStruct(s.pool.images.shape, s.pool.images.dtype)
+  return jax.eval_shape(lambda i, k: gather(i, s.sample_rows(k)), images, jax.random.key(0))
 
 
 def _check_classes(e: Experiment) -> None:
@@ -185,22 +202,20 @@ def _trained(
   c, folder = e.config.train, out / 'training' / e.training
   folder.mkdir(parents=True, exist_ok=True)
   start = time.monotonic()
-  train = functools.partial(
-    meta.train,
-    e.teacher,
-    e.backbone.running if e.config.statistics == 'never' else e.backbone.batch,
-    e.train,
-    steps=c.steps,
-    meta_batch=c.meta_batch,
-    lr=SCHEDULES[c.schedule](c.lr, c.steps),
-    seed=e.config.seed,
-    folder=folder,
-    save_every=c.save_every,
-    minutes=minutes,
-    progress=progress,
-  )
   try:
-    done = train()
+    done = meta.train(
+      e.teacher,
+      e.backbone.running if e.config.statistics == 'never' else e.backbone.batch,
+      e.train,
+      steps=c.steps,
+      meta_batch=c.meta_batch,
+      lr=SCHEDULES[c.schedule](c.lr, c.steps),
+      seed=e.config.seed,
+      folder=folder,
+      save_every=c.save_every,
+      minutes=minutes,
+      progress=progress,
+    )
   except BaseException:
     _spent(folder, None, time.monotonic() - start)
     raise
@@ -254,7 +269,7 @@ def _check_shared(e: Experiment, outer: Outer) -> None:
 
 def _serving(e: Experiment, outer: Outer, kept: dict[str, Any]) -> Outer:
   """`outer` as the tested learner reads it, with the mean of the train images where it has one."""
-  served = _served(e, outer)
+  served = _served(e, outer, e.test(jax.random.key(0)))
   if e.train and 'mean' in served.get('fit', {}) and 'mean' not in outer.get('fit', {}):
     model, pool = e.backbone.running, e.train.pool
     mean = lambda: meta.centre(model, served, pool)['fit']['mean']  # noqa: E731
@@ -262,7 +277,7 @@ def _serving(e: Experiment, outer: Outer, kept: dict[str, Any]) -> Outer:
   return served
 
 
-def _served(e: Experiment, outer: Outer) -> Outer:
+def _served(e: Experiment, outer: Outer, episode: Episode) -> Outer:
   """What the teacher learned, and what starts fixed.
 
   What the learner would draw at random, and the teacher does not learn, is refused.
@@ -270,7 +285,6 @@ def _served(e: Experiment, outer: Outer) -> Outer:
   model = e.backbone.running
   setup = setup_of(e.learner, model, e.test.way)
   _check_shared(e, outer)
-  episode = e.test(jax.random.key(0))
   fresh, other = (
     learning.start(setup, jax.random.key(i), model.params, episode.support) for i in (0, 1)
   )
@@ -295,24 +309,6 @@ def _served(e: Experiment, outer: Outer) -> Outer:
   return served
 
 
-def scored(accuracies: np.ndarray) -> dict[str, Any]:
-  """What a record says of test episodes: the mean with its interval, and each of them.
-
-  >>> scored(np.array([0.5, 1.0]))['episodes']
-  [0.5, 1.0]
-  """
-  summary = meta.summary(accuracies)
-  rounded = {k: _six(v) if isinstance(v, float) else v for k, v in summary.items()}
-  return {
-    'scores': {'accuracy': rounded},
-    'episodes': [_six(round(float(a), 4)) for a in accuracies],
-  }
-
-
-def _six(value: float) -> float | None:
-  return round(value, 6) if math.isfinite(value) else None
-
-
 def _record(
   e: Experiment, outer: Outer, accuracies: np.ndarray, timings: dict[str, Any]
 ) -> dict[str, Any]:
@@ -321,7 +317,7 @@ def _record(
   sound = all(np.isfinite(x).all() for x in jax.tree.leaves(outer) if x.dtype.kind == 'f')
   if not sound:  # Some kernels make a number of NaN, and then a score.
     accuracies = np.full(len(accuracies), np.nan)
-  found = scored(accuracies)
+  found = meta.scored(accuracies)
   score = found['scores']['accuracy']
   lost = 'ok' if np.isfinite(accuracies).all() else 'failed'
   off = abs((score['value'] or 0.0) - 1 / c.test.way)

@@ -90,8 +90,8 @@ def _staged(p: Prepared, out: Path, done: set[str]) -> Iterator[Result]:
       cache=out / 'stages', options=options(p.config),
     )  # fmt: skip
     timings = {'seconds': time.monotonic() - start}
-    notes = {'stages': outcome.notes}
-    yield Result(run, outcome.logits(), None, None, p.method, {}, notes, timings, {})
+    result = Result(run, outcome.logits(), None, None, p.method, {}, {}, timings, {})
+    yield result._replace(stages=tuple(outcome.notes))
 
 
 def plan(p: Prepared) -> dict[str, Run]:
@@ -134,8 +134,8 @@ def _record(p: Prepared, result: Result, chosen: bool) -> dict[str, Any]:
     scores['dev_accuracy'] = _proportion(result.dev['score'], n)
   status, cause = _status(result)
   planned = counted(p._replace(method=result.method)) if p.method.plan else p
-  stages = {'stages': result.state['stages']} if p.program else {}
-  trained = max((n.get('trained', 0) for n in stages.get('stages', ())), default=planned.trained)
+  stages = {'stages': list(result.stages)} if result.stages else {}
+  trained = max((n.get('trained', 0) for n in result.stages), default=planned.trained)
   return (
     _common(p, result.run)
     | stages

@@ -21,6 +21,7 @@ from fewshot.learners.evaluating import (
   embedded,
   evaluate,
   evaluator,
+  scored,
   setup_of,
   slow_in_loops,
   summary,
@@ -37,6 +38,7 @@ __all__ = [
   'embedded',
   'evaluate',
   'evaluator',
+  'scored',
   'summary',
   'train',
 ]

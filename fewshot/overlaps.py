@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from fewshot import stages
 from fewshot.errors import FewshotError
-from fewshot.methods import Calib, Chosen, Top, spell
+from fewshot.methods import Chosen, Top, spell
 from fewshot.methods.chosen import jaccard
 from fewshot.methods.leaves import trained
-from fewshot.objectives import classification
 from fewshot.prepared import Prepared
 from fewshot.records import replace
+from fewshot.tables import markdown_row
 
 
 class Overlap(NamedTuple):
@@ -43,12 +43,11 @@ def choices(prepared: Sequence[Prepared], choice: Top) -> dict[str, Chosen]:
   found: dict[str, Chosen] = {}
   for p in prepared:
     for i, split in enumerate(p.data.splits):
-      name = f'{p.task.name} {split.seed}'
-      if name not in found:
-        batch = {k: jnp.asarray(v[i]) for k, v in p.data.train.items()}
-        calib = Calib(batch, len(p.task.classes), classification().loss)
-        key = jax.random.key(split.seed)
-        found[name] = choice.resolve(key, p.model.forward, p.model.params, calib)
+      data = {'task': stages.only(p.data, i)}
+      calib = stages.Setting(p.model, data, len(p.task.classes)).calib('task')
+      key = jax.random.key(split.seed)
+      chosen = choice.resolve(key, p.model.forward, p.model.params, calib)
+      found[f'{p.task.name} {split.seed}'] = chosen
   return found
 
 
@@ -79,16 +78,13 @@ def run(prepared: Sequence[Prepared], choice: Top) -> Overlap:
 
 def table(o: Overlap) -> str:
   """The matrix in Markdown."""
-  head = '| | ' + ' | '.join(o.names) + ' |'
-  rows = [
-    f'| {name} | ' + ' | '.join(f'{x:.3f}' for x in row) + ' |'
-    for name, row in zip(o.names, o.jaccard, strict=True)
-  ]
+  head = [['', *o.names], ['---'] * (len(o.names) + 1)]
+  body = [[n, *(f'{x:.3f}' for x in row)] for n, row in zip(o.names, o.jaccard, strict=True)]
   note = (
     f'Jaccard index of `{o.choice}`: {min(o.entries):,} to {max(o.entries):,} entries each. Random '
     f'choices of this size have {o.chance:.4f} in common.'
   )
-  return '\n'.join([note, '', head, '|---' * (len(o.names) + 1) + '|', *rows, ''])
+  return '\n'.join([note, '', *map(markdown_row, [*head, *body]), ''])
 
 
 def draw(o: Overlap, path: str | Path) -> None:

@@ -93,8 +93,9 @@ def _why(test: Any, fixed: bool) -> str:
   """The difference, and how likely it is that of means further apart than the margin."""
   if fixed:
     return f'difference {test.difference:+.2f} on the same fixed trials'
-  p = f'p = {test.p:.2g}' if 0.001 <= test.p <= 0.999 else 'p < 0.001'
-  p = 'p > 0.999' if test.p > 0.999 else p
+  p = f'p = {test.p:.2g}'
+  if not 0.001 <= test.p <= 0.999:
+    p = 'p < 0.001' if test.p < 0.5 else 'p > 0.999'
   return f'difference {test.difference:+.2f}, {p}'
 
 
@@ -185,8 +186,8 @@ def hausdorff_record() -> dict[str, Any]:
   from fewshot import data
   from fewshot.data import hausdorff
   from fewshot.episodes import ledger, ledger_hash
-  from fewshot.episodic import scored
   from fewshot.experiment import versions
+  from fewshot.meta import scored
 
   start, trials = time.monotonic(), data.lake_runs()
   right = (hausdorff.nearest_drawing(trials) == trials.answers).mean(1)

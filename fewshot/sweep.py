@@ -37,6 +37,7 @@ class Result(NamedTuple):
   timings: dict[str, float]
   memory: dict[str, int]
   engine: dict[str, str] = {}  # noqa: RUF012  # How it was computed, and why so.
+  stages: tuple[dict[str, Any], ...] = ()  # Of a program: what each says of itself.
 
   @property
   def predictions(self) -> np.ndarray:

@@ -21,6 +21,6 @@ def get_config():
 
 def sweep():
   """1 and 5 shots, 5 and 20 ways; ways share a training."""
-  for shot, steps in ((1, 5000), (5, 1000)):
+  for shot, steps in ((1, 5000), (5, 2500)):
     for way in (5, 20):
       yield {'train.shot': shot, 'train.steps': steps, 'test.shot': shot, 'test.way': way}

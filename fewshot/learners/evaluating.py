@@ -1,6 +1,7 @@
 """Evaluation of learners on test episodes, the same ones for every learner."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -98,6 +99,24 @@ def summary(accuracies: np.ndarray) -> dict[str, Any]:
   spread = 1.96 * x.std(ddof=1) / len(x) ** 0.5 if len(x) > 1 else None
   spread = None if spread is None else float(spread)
   return {'value': float(x.mean()), 'spread': spread, 'kind': 'episode-ci95', 'n': len(x)}
+
+
+def scored(accuracies: np.ndarray) -> dict[str, Any]:
+  """What a record says of test episodes: the mean with its interval, and each of them.
+
+  >>> scored(np.array([0.5, 1.0]))['episodes']
+  [0.5, 1.0]
+  """
+  found = summary(accuracies)
+  rounded = {k: _rounded(v, 6) if isinstance(v, float) else v for k, v in found.items()}
+  return {
+    'scores': {'accuracy': rounded},
+    'episodes': [_rounded(float(a), 4) for a in accuracies],
+  }
+
+
+def _rounded(value: float, digits: int) -> float | None:
+  return round(value, digits) if math.isfinite(value) else None
 
 
 def setup_of(learner: Learner, model: Model, way: int) -> Setup:

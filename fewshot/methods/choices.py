@@ -24,6 +24,15 @@ BLOCK = re.compile(r'(.*?/)??(stage_\d+/)?block_\d+(?=/|$)')
 WIDTH = 4  # Bytes of what trains, float32.
 
 
+def check_budget(name: str, budget: int | float) -> None:
+  """Refuses what is neither a count nor a fraction.
+
+  >>> check_budget('sparse', 0.1)
+  """
+  if budget <= 0 or (isinstance(budget, float) and budget > 1):
+    raise FewshotError(f'{name}(budget={budget}): a count from 1, or a fraction up to 1.0')
+
+
 class Group(NamedTuple):
   """Units of one kind and what they score, [units]; a unit may have a part in several leaves."""
 

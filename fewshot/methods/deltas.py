@@ -25,7 +25,7 @@ from fewshot.methods.base import (
   at_least_one,
   method,
 )
-from fewshot.methods.choices import Top, partial
+from fewshot.methods.choices import Top, check_budget, partial
 from fewshot.methods.chosen import Chosen
 from fewshot.methods.paths import Where
 from fewshot.methods.scoring import Score
@@ -77,8 +77,7 @@ def sparse(
   else:
     if isinstance(score, str) and score not in WORDS:
       raise FewshotError(f'sparse(score={score!r}) is not known; {nearest(score, WORDS)}')
-    if budget <= 0 or (isinstance(budget, float) and budget > 1):
-      raise FewshotError(f'sparse(budget={budget}): a count from 1, or a fraction up to 1.0')
+    check_budget('sparse', budget)
     by = WORDS[score]() if isinstance(score, str) else score
     choice = top(by, budget, scope='tensor', where=where)
   merged = partial(choice, start=False)

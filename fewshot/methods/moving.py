@@ -16,6 +16,7 @@ import optax
 from fewshot.errors import FewshotError
 from fewshot.methods import paths
 from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, at_least_one, method
+from fewshot.methods.choices import check_budget
 from fewshot.methods.masks import places_of
 from fewshot.methods.moving_rules import (
   INDEXED,
@@ -30,6 +31,7 @@ from fewshot.methods.moving_rules import (
   moves,
   moving,
   none_of,
+  steepest,
   swapped,
 )
 from fewshot.methods.paths import Where
@@ -66,10 +68,7 @@ def gmt(fraction: float, where: Where = '.*') -> Method:
   """
   check_share('gmt', fraction=fraction)
 
-  def draw(s: Seen) -> Mask:
-    return {p: best({p: jnp.abs(g)}, math.ceil(fraction * g.size))[p] for p, g in s.grads.items()}
-
-  return moves(tune(where), Rule(none_of, draw, always, forgets=False))
+  return moves(tune(where), steepest(fraction))
 
 
 @method
@@ -89,8 +88,7 @@ def id3(
   True
   """
   at_least_one('id3', steps=steps)
-  if budget <= 0 or (isinstance(budget, float) and budget > 1):
-    raise FewshotError(f'id3(budget={budget}): a count from 1, or a fraction up to 1.0')
+  check_budget('id3', budget)
   if eps <= 0:
     raise FewshotError(f'id3(eps={eps}) is added to weights that may be zero; eps is above 0')
   if method is not None and where != '.*':
@@ -203,8 +201,7 @@ def salient(
   True
   """
   at_least_one('salient', period=period)
-  if budget <= 0 or (isinstance(budget, float) and budget > 1):
-    raise FewshotError(f'salient(budget={budget}): a count from 1, or a fraction up to 1.0')
+  check_budget('salient', budget)
   if score.slope is None:
     raise FewshotError(
       f'salient() takes scores of weights and gradients alone, and {score.made and spell(score)} '

@@ -6,6 +6,7 @@ its moments are as large as that, and those of an entry that becomes active star
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -210,6 +211,15 @@ def best(scores: dict[str, Array], most: int, n: Any = None) -> Mask:
   ends = np.cumsum([s.size for s in scores.values()])[:-1]
   pieces = jnp.split(chosen, ends)
   return {p: m.reshape(s.shape) for m, (p, s) in zip(pieces, scores.items(), strict=True)}
+
+
+def steepest(fraction: float) -> Rule:
+  """Active are the `fraction` largest |gradients| of each leaf at each step; moments carry on."""
+
+  def draw(s: Seen) -> Mask:
+    return {p: best({p: jnp.abs(g)}, math.ceil(fraction * g.size))[p] for p, g in s.grads.items()}
+
+  return Rule(none_of, draw, always, forgets=False)
 
 
 def swapped(delta: Array, grad: Array, index: Array, count: Any) -> Array:

@@ -21,7 +21,7 @@ from fewshot.methods.base import (
   at_least_one,
   method,
 )
-from fewshot.methods.moving_rules import Mask, Rule, Seen, always, best, check_share, moves, none_of
+from fewshot.methods.moving_rules import check_share, moves, steepest
 from fewshot.methods.paths import Where
 from fewshot.methods.scoring.base import problem, total
 from fewshot.methods.weights import SHARED, check_kernel, trained, widen
@@ -110,10 +110,7 @@ def sparsegrad(
       new[p] = (flat[p] + change.reshape(d.shape)).astype(flat[p].dtype)
     return paths.replace(params, new)
 
-  def draw(s: Seen) -> Mask:
-    return {p: best({p: jnp.abs(g)}, math.ceil(fraction * g.size))[p] for p, g in s.grads.items()}
-
-  return moves(Method(init, weights), Rule(none_of, draw, always, forgets=False))
+  return moves(Method(init, weights), steepest(fraction))
 
 
 def _kind(path: str, w: Array) -> str:
