@@ -12,7 +12,9 @@ from fewshot.errors import FewshotError
 from fewshot.methods.base import Method, adapt, merge
 from fewshot.models.base import Model
 from fewshot.objectives import logits
+from fewshot.tasks import prompts
 from fewshot.tasks.encode import tokenize
+from fewshot.tasks.prompts import Wording
 
 
 class Adapted(NamedTuple):
@@ -25,6 +27,7 @@ class Adapted(NamedTuple):
   classes: tuple[str, ...]
   max_length: int = 64
   split: str = ''  # The hash of the split it was trained on.
+  wording: Wording | None = None  # How it is shown texts.
 
   def predict(self, inputs: Sequence[str] | Any, batch: int = 64) -> list[str]:
     """The class of each text (or tuple of a text's fields), or of each row of an array or a dict
@@ -34,7 +37,7 @@ class Adapted(NamedTuple):
 
   def logits(self, inputs: Sequence[str] | Any, batch: int = 64) -> np.ndarray:
     """The logits [N, C] of texts or arrays, in batches of one shape."""
-    rows = self._batch(inputs)
+    rows, views = self._batch(inputs)
     n = len(next(iter(rows.values())))
     if not n:
       return np.zeros((0, len(self.classes)))
@@ -43,20 +46,21 @@ class Adapted(NamedTuple):
       index = np.minimum(np.arange(start, start + size), n - 1)
       part = {k: jnp.asarray(v[index]) for k, v in rows.items()}
       out.append(np.asarray(forward(self.model.params, self.theta, self.state, part)))
-    return np.concatenate(out)[:n]
+    return np.concatenate(out)[:n].reshape(-1, views, len(self.classes)).mean(1)
 
   def merged(self) -> Any:
     """Params of a plain model that computes the same; refused where there are none."""
     return merge(self.method, self.theta, self.state, self.model.params)
 
-  def _batch(self, inputs: Any) -> dict[str, np.ndarray]:
+  def _batch(self, inputs: Any) -> tuple[dict[str, np.ndarray], int]:
+    """The rows of a batch, and how many an input makes."""
     if isinstance(inputs, str):
       raise FewshotError('predict takes a list of texts, not one text; write predict([text])')
     if isinstance(inputs, dict):
       arrays = {k: np.asarray(v) for k, v in inputs.items()}
       if len({len(v) for v in arrays.values()}) != 1:
         raise FewshotError(f'predict takes arrays of equal length, not {list(arrays)}')
-      return arrays
+      return arrays, 1
     texts = list(inputs)
     if texts and (isinstance(texts[0], str) or _are_fields(texts[0])):
       if self.model.tokenizer is None:
@@ -64,8 +68,11 @@ class Adapted(NamedTuple):
       odd = [t for t in texts if not isinstance(t, str) and not _are_fields(t)]
       if odd:
         raise FewshotError(f'predict takes texts, but there is a {type(odd[0]).__name__}')
-      return tokenize(self.model.tokenizer, texts, self.max_length)[0]
-    return {'x': np.asarray(inputs)}
+      if self.wording is not None:
+        filled = prompts.fill(self.wording, self.model.tokenizer, texts, self.max_length)
+        return filled.rows, self.wording.views
+      return tokenize(self.model.tokenizer, texts, self.max_length)[0], 1
+    return {'x': np.asarray(inputs)}, 1
 
   def _jitted(self) -> Any:
     return _jitted(self.model.forward, self.method)

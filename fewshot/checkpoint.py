@@ -23,6 +23,7 @@ from fewshot.errors import FewshotError, brief
 from fewshot.methods import paths, spelling
 from fewshot.models.weights.hf import read_json
 from fewshot.objectives import classification
+from fewshot.tasks import prompts
 
 TENSORS, ABOUT = 'theta.safetensors', 'adapted.json'
 KINDS: dict[str, type] = {
@@ -51,6 +52,7 @@ def save(adapted: Adapted, folder: str | Path) -> Path:
     'hashes': {**_hashes(adapted.model), 'split': adapted.split},
     'classes': list(adapted.classes),
     'max_length': adapted.max_length,
+    **_shown(adapted),
     'versions': {'fewshot': __version__, 'jax': jax.__version__},
   }
 
@@ -134,7 +136,23 @@ def load(
   method = method or methods.parse(about['method'])
   theta, state = _restore(folder, method, model, len(classes), tensors)
   split = hashes.get('split', '')
-  return Adapted(model, method, theta, state, classes, about['max_length'], split)
+  wording = _wording(folder, about, model)
+  return Adapted(model, method, theta, state, classes, about['max_length'], split, wording)
+
+
+def _shown(adapted: Adapted) -> dict[str, Any]:
+  """The prompt, and the fields that its templates show."""
+  made = adapted.wording
+  return {'prompt': methods.spell(made.prompt), 'fields': list(made.fields)} if made else {}
+
+
+def _wording(folder: Path, about: dict[str, Any], model: models.Model) -> prompts.Wording | None:
+  if not about.get('prompt'):
+    return None
+  fields = about.get('fields')
+  if not isinstance(fields, list) or not all(isinstance(f, str) for f in fields):
+    raise FewshotError(f'{folder / ABOUT} holds no list of texts under fields; save it again')
+  return prompts.wording(prompts.parse(about['prompt']), model, fields, about['classes'])
 
 
 def _read_about(folder: Path) -> dict[str, Any]:

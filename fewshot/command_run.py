@@ -216,13 +216,29 @@ def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
 
   where = stdout if every else None
   say = where.print if where else note
+  shown: list[Any] = []
   for p in prepared:
+    if p.data not in shown:
+      shown.append(p.data)
+      _show_texts(p, say)
     if p.program:
       say(f'{p.label}  {", ".join(stage.name for stage in p.program.stages)}')
       continue
     say(f'{p.label}  trains {p.trained:,} of {p.total:,}')
     for row in p.rows if every else p.rows[:-1]:
       say(f'    {row.rule:32s} {methods.count(row.leaves):>12,}  {row.text}')
+
+
+def _show_texts(p: Any, say: Any) -> None:
+  """How texts are shown and what stands for which class; how many are cut."""
+  from fewshot.tasks import prompts
+
+  for line in prompts.describe(p.wording, p.model.tokenizer, p.task.classes) if p.wording else []:
+    say(f'    {line}')
+  if p.data.cut:
+    say(
+      f'    {p.data.cut:,} texts of {p.task.name} are longer than {p.config.max_length} tokens: cut'
+    )
 
 
 def folder_of(config: Any, out: str | None) -> Path:

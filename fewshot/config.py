@@ -33,10 +33,11 @@ def default() -> ConfigDict:
       'dev_k': 0,  # Dev examples a class, at most k.
       'splits': (0, 1, 2, 3, 4),  # Seeds of the K-shot draws, or of a task's given splits.
       'seeds': (0,),  # Seeds of the initialisation.
+      'prompt': '',  # Shown as "cloze('{text} It was {mask}.', 'bad, good')"; '' as it is.
       'max_length': 64,  # Tokens; longer texts are cut.
       'max_test': 500,  # Test items, drawn once; 0 for all.
       'method': 'lora(rank=8)',
-      'head': 'linear()',  # Chained to a method that gives no logits.
+      'head': 'linear()',  # Chained to a method that gives no logits; not where a prompt has words.
       'fit': 'sgd(steps=40, lr=1e-3, head_lr=1e-2)',
       'program': '',  # Stages in place of method and fit: 'lt_sft(fit=sgd(steps=40))'.
       'grid': dict.fromkeys(VARIED, ()),  # Values tried by each run, chosen on dev.

@@ -14,6 +14,7 @@ from fewshot import (
   __version__,
   checkpoint,
   engine,
+  methods,
   profiling,
   programs,
   records,
@@ -112,6 +113,7 @@ def _decisive(p: Prepared) -> dict[str, Any]:
 
 def _identity(p: Prepared, run: Run) -> dict[str, Any]:
   split = p.data.splits[run.split]
+  shown = p.wording.prompt.hashes if p.wording else {}
   return {
     'config': configs.as_dict(p.config),
     'model': p.model.name,
@@ -121,8 +123,9 @@ def _identity(p: Prepared, run: Run) -> dict[str, Any]:
     'split': {'k': split.k, 'seed': split.seed},
     'seed': run.seed,
     'hyper': run.hyper,
-    'hashes': {**p.model.hashes, 'split': split.hash, 'test': split.test_hash},
+    'hashes': {**p.model.hashes, 'split': split.hash, 'test': split.test_hash, **shown},
     'versions': versions(),
+    **({'prompt': methods.spell(p.wording.prompt)} if p.wording else {}),
   }
 
 
@@ -176,6 +179,7 @@ def _common(p: Prepared, run: Run) -> dict[str, Any]:
     'id': run_id(p, run),
     **_identity(p, run),
     'tuning': 'dev' if tuned else 'fixed',
+    'cut': p.data.cut,
     'trained': p.trained,
     'total': p.total,
   }
@@ -233,6 +237,7 @@ def _adapted(p: Prepared, result: Result) -> Adapted:
     p.task.classes,
     p.config.max_length,
     split.hash,
+    p.wording,
   )
 
 

@@ -24,7 +24,8 @@ from fewshot import decoding
 from fewshot.errors import FewshotError, counts
 from fewshot.models.base import Model
 from fewshot.tasks import buckets
-from fewshot.tasks.encode import check_texts, tokenize
+from fewshot.tasks.encode import tokenize
+from fewshot.tasks.templates import check_texts
 
 Array = jax.Array
 COLDEST = 1e-6  # A temperature below it overflows logits.

@@ -17,6 +17,8 @@ from fewshot.methods import paths
 from fewshot.methods.partition import Row
 from fewshot.objectives import classification
 from fewshot.runs import Run
+from fewshot.tasks import prompts
+from fewshot.tasks.prompts import Wording
 
 DTYPES = ('float32', 'bfloat16', 'float16', 'int8')
 
@@ -33,11 +35,13 @@ class Prepared(NamedTuple):
   rows: list[Row]  # The trained/frozen table.
   total: int = 0  # Parameters of the adapted model: the base and what is added beside it.
   program: stages.Program | None = None  # What runs in place of method and fit.
+  wording: Wording | None = None  # How texts are shown, where there is a prompt.
+  own: methods.Method | None = None  # The method without the head that a prompt brings.
 
   @property
   def label(self) -> str:
-    """What is compared with other rows, as spelled."""
-    return methods.spell(self.program or self.method)
+    """What is compared with other rows, as spelled; a prompt is named beside it."""
+    return methods.spell(self.program or self.own or self.method)
 
   @property
   def fitted(self) -> str:
@@ -82,14 +86,20 @@ def _prepare(
   if task_key not in loaded:
     loaded[task_key] = _task(config)
   task = loaded[task_key]
+  wording = _wording(config, model, task)
   counts = (config.k, config.dev_k, config.splits, config.max_test, config.max_length)
-  data_key = (model_key, task_key, counts)
+  data_key = (model_key, task_key, counts, config.prompt)
   if data_key not in loaded:
     splits = tasks.kshot(task, config.k, config.splits, config.dev_k, config.max_test)
-    loaded[data_key] = tasks.encode(task, splits, model.tokenizer, config.max_length)
-  prepared = Prepared(config, model, task, loaded[data_key], method, fit, [])
+    loaded[data_key] = tasks.encode(
+      task, splits, model.tokenizer, config.max_length, wording=wording
+    )
+  data = loaded[data_key]
+  prepared = Prepared(config, model, task, data, method, fit, [], wording=wording)
   if config.program:
     return _programmed(prepared)
+  if wording and wording.words:
+    prepared = prepared._replace(own=method)
   prepared = counted(prepared._replace(method=sweeps.traced_once(_with_head(prepared))))
   _check_start(prepared)
   return prepared
@@ -137,8 +147,21 @@ def _check_start(p: Prepared) -> None:
   jax.eval_shape(begin, p.model.params, first)
 
 
+def _wording(config: ConfigDict, model: models.Model, task: tasks.Task) -> Wording | None:
+  """The config's prompt in the tokens of the model."""
+  if not config.prompt:
+    return None
+  return prompts.wording(prompts.parse(config.prompt), model, task.fields, task.classes)
+
+
 def _with_head(p: Prepared) -> methods.Method:
-  """The method; behind it the config's head, where no logits are of the task's classes."""
+  """The method; behind it the config's head, where no logits are of the task's classes.
+
+  Label words are a head of their own.
+  """
+  if p.own is not None and p.wording is not None:
+    words = prompts.head(p.wording, p.model.tokenizer, p.task, p.config.max_length)
+    return methods.chain(p.method, methods.parse(words))
   headed = methods.chain(p.method, methods.parse(p.config.head))
   try:
     return p.method if sweeps.has_logits(p.model, p.method, p.calib) else headed

@@ -71,7 +71,7 @@ class Setting(NamedTuple):
         part = {k: v[i] for k, v in bucket.batches.items() if k != 'labels'}
         z = np.asarray(logits(_jitted(self.model.forward)(params, part)))
         out |= {int(r): z[j] for j, r in enumerate(rows) if r >= 0}
-    return np.stack([out[i] for i in range(len(data.labels))])
+    return data.of_items(np.stack([out[i] for i in range(len(out))]))
 
 
 class Stage(NamedTuple):

@@ -12,7 +12,7 @@ from fewshot import records
 from fewshot.errors import FewshotError
 
 Record = Mapping[str, Any]
-Key = tuple[str, str, int, str, str]
+Key = tuple[str, str, int, str, str, str]
 T = TypeVar('T')
 
 
@@ -52,11 +52,12 @@ class Row:
   tuning: str = 'fixed'
   test_items: tuple[int, ...] = ()
   dev_items: tuple[int, ...] = ()
+  prompt: str = ''
 
   @property
   def key(self) -> Key:
     """The key of this row in `group`."""
-    return self.model, self.task, self.k, self.method, self.fit
+    return self.model, self.task, self.k, self.prompt, self.method, self.fit
 
   @property
   def percent(self) -> float:
@@ -65,7 +66,7 @@ class Row:
 
 
 def summarise(records: Iterable[Record], mixed: bool = False) -> list[Row]:
-  """Sums up records by (model, task, K, method, fit), in the order they are first seen.
+  """Sums up records by (model, task, K, prompt, method, fit), in the order they are first seen.
 
   Of a grid, only the record that the dev set chose counts; a cell of the design (a split and a
   seed) of which none was chosen counts as one failed run. Seeds are averaged within a split
@@ -106,7 +107,8 @@ def group(records: Iterable[Record]) -> dict[Key, list[Record]]:
   cells: dict[Key, dict[tuple[Any, int], list[Record]]] = {}
   for record in latest.values():
     method, fit = _spelling(record)
-    key = (record['model'], record['task'], record['split']['k'], method, fit)
+    shown = record.get('prompt', '')
+    key = (record['model'], record['task'], record['split']['k'], shown, method, fit)
     cell = (record['split'].get('seed'), record['seed'])
     cells.setdefault(key, {}).setdefault(cell, []).append(record)
   return {
@@ -176,7 +178,7 @@ def _row(key: Key, members: list[Record]) -> Row:
   chunk = _largest([member.get('memory') or {} for member in scored])
   statuses = [member['status'] for member in members]
   trained = _given(member['trained'] for member in scored or members) or [0]
-  model, task, k, method, fit = key
+  model, task, k, prompt, method, fit = key
   return Row(
     model=model,
     task=task,
@@ -200,6 +202,7 @@ def _row(key: Key, members: list[Record]) -> Row:
     tuning=members[0].get('tuning', 'fixed'),
     test_items=_items(scored, 'accuracy'),
     dev_items=_items(scored, 'dev_accuracy'),
+    prompt=prompt,
   )
 
 
@@ -238,7 +241,9 @@ def check_comparable(records: Iterable[Record]) -> None:
 
 
 def sections(rows: Iterable[Row]) -> list[list[Row]]:
-  """Rows by (model, task, K): each section is one table, with one caption.
+  """Rows by (model, task, K, prompt): each section is one table, with one caption.
+
+  What was shown in other words is not compared: it stands in a table of its own.
 
   >>> rows = [Row('vit', 'digits', k, method) for k in (4, 16) for method in ('a()', 'b()')]
   >>> [len(section) for section in sections(rows)]
@@ -246,7 +251,7 @@ def sections(rows: Iterable[Row]) -> list[list[Row]]:
   """
   found: dict[tuple[Any, ...], list[Row]] = {}
   for row in rows:
-    found.setdefault(row.key[:3], []).append(row)
+    found.setdefault(row.key[:4], []).append(row)
   return list(found.values())
 
 
@@ -256,7 +261,7 @@ def malformed(record: Record) -> str:
   >>> malformed({'split': 3})
   'split'
   """
-  texts = ('model', 'method', 'task', 'status', 'id', 'fit')
+  texts = ('model', 'method', 'task', 'status', 'id', 'fit', 'prompt')
   tables = ('scores', 'hashes', 'timings', 'memory', 'hyper', 'split')
   counts = ('trained', 'total', 'seed')
   bad = [k for k in texts if not isinstance(record.get(k, ''), str)]

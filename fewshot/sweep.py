@@ -147,14 +147,15 @@ def _results(
 ) -> Iterator[Result]:
   data = programs.data
   rows = np.concatenate([b.rows for b in data.test])
-  order = np.argsort(np.where(rows < 0, len(rows) + 1, rows), kind='stable')[: len(data.labels)]
+  order = np.argsort(np.where(rows < 0, len(rows) + 1, rows), kind='stable')
+  order = order[: len(data.labels) * data.views]
   memory = {'bytes': programs.bytes, 'runs': programs.chunk}
   for i, run in enumerate(chunk):
     pick = functools.partial(jax.tree.map, lambda x, i=i: x[i])
     dev = {k: float(v[i]) for k, v in scored['dev'].items()} if 'dev' in scored else None
     yield Result(
       run,
-      scored['logits'][i][order],
+      data.of_items(scored['logits'][i][order]),
       None if curve is None else curve[i],
       dev,
       programs.setup.method,

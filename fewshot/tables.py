@@ -104,13 +104,13 @@ def markdown_row(cells: Iterable[str]) -> str:
 
 
 def title(section: Sequence[Row]) -> str:
-  """The task, K and model that all rows of a section share.
+  """The task, K, model and prompt that all rows of a section share.
 
   >>> title([Row('vit', 'digits', 16, 'linear()')])
   'digits, K = 16, vit'
   """
-  model, task, k, *_ = section[0].key
-  return f'{task}, K = {k}, {model}'
+  model, task, k, prompt, *_ = section[0].key
+  return f'{task}, K = {k}, {model}' + (f', {prompt}' if prompt else '')
 
 
 def caption(section: Sequence[Row]) -> str:

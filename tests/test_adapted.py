@@ -1,13 +1,17 @@
 """predict, logits and merged of an adapted model."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 import tokenizers
 
-from fewshot import methods
+from fewshot import checkpoint, methods
 from fewshot.adapted import Adapted
 from fewshot.errors import FewshotError
+from fewshot.tasks import prompts
+from fewshot.tasks.prompts import cloze
 
 TEXTS = [f'w{i} w{2 * i} w{i + 5}' for i in range(1, 8)]
 
@@ -58,7 +62,7 @@ def test_the_batch_size_changes_nothing(adapted, logits, batch):
 
 def test_merged_equals_predict(adapted, logits, tiny):
   merged = adapted.merged()
-  batch = adapted._batch(TEXTS)
+  batch, _ = adapted._batch(TEXTS)
   np.testing.assert_allclose(tiny.forward(merged, batch)['logits'], logits, atol=1e-4)
   plain = adapted._replace(
     method=methods.chain(), theta=(), state=(), model=adapted.model._replace(params=merged)
@@ -96,3 +100,19 @@ def test_refused(adapted, tiny):
     adapted.predict({'tokens': np.ones((2, 3), int), 'mask': np.ones((1, 3), bool)})
   with pytest.raises(FewshotError, match='arrays of equal length'):
     adapted.predict({})
+
+
+def test_texts_are_shown_by_the_prompt_in_each_template_also_after_a_checkpoint(adapted, tmp_path):
+  shown = cloze(('w7 {text}', '{text} w8 w9'))
+  wording = prompts.wording(shown, adapted.model, ('text',), adapted.classes)
+  prompted = adapted._replace(wording=wording)
+  both = [adapted.logits([t.format(text=x) for x in TEXTS]) for t in shown.templates]
+  np.testing.assert_allclose(prompted.logits(TEXTS), np.mean(both, 0), atol=1e-5)
+  checkpoint.save(prompted, tmp_path / 'saved')
+  again = checkpoint.load(tmp_path / 'saved', adapted.model)
+  assert again.wording == wording
+  np.testing.assert_array_equal(again.logits(TEXTS), prompted.logits(TEXTS))
+  about = json.loads((tmp_path / 'saved' / 'adapted.json').read_text())
+  (tmp_path / 'saved' / 'adapted.json').write_text(json.dumps(about | {'fields': 'text'}))
+  with pytest.raises(FewshotError, match='no list of texts under fields'):
+    checkpoint.load(tmp_path / 'saved', adapted.model)

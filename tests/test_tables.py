@@ -185,6 +185,13 @@ def test_other_tasks_and_k_are_not_a_mixture_and_get_their_own_tables():
   assert text.count('**60.0 ± 7.9 %**') == 3
 
 
+def test_other_prompts_get_their_own_tables():
+  rows = tables.summarise([*five(), *five(prompt="cloze('{text}')", values=(0.9, 0.8))])
+  one, two = tables.sections(rows)
+  assert tables.title(two) == "digits, K = 16, vit, cloze('{text}')"
+  assert (one[0].n, two[0].n) == (5, 2) and two[0].mean == pytest.approx(0.85)
+
+
 def test_markdown_states_all_the_caption_must():
   rows = tables.summarise(five('chain(lora(rank=8), linear())') + five('a|b()', [0.1] * 5))
   text = tables.render_markdown(rows)

@@ -1,5 +1,6 @@
 """From a task and its splits to the arrays that a sweep runs on."""
 
+import functools
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -8,9 +9,11 @@ import jax
 import numpy as np
 
 from fewshot.errors import FewshotError
-from fewshot.tasks import buckets
+from fewshot.tasks import buckets, prompts
 from fewshot.tasks.base import Task
+from fewshot.tasks.prompts import Wording
 from fewshot.tasks.splits import Split
+from fewshot.tasks.templates import Filled, check_texts, padded
 
 Batch = dict[str, np.ndarray]
 
@@ -23,13 +26,22 @@ class Bucket(NamedTuple):
 
 
 class Encoded(NamedTuple):
-  """Splits as arrays: train and dev [S, N, ...], test in length buckets shared by all splits."""
+  """Splits as arrays: train and dev [S, N, ...], test in length buckets shared by all splits.
+
+  Of a prompt with V templates each example makes V rows: its views, side by side.
+  """
 
   train: Batch
   dev: Batch | None
   test: tuple[Bucket, ...]
   labels: np.ndarray  # [T], of the test items in the split's order.
   splits: tuple[Split, ...]
+  views: int = 1
+  cut: int = 0  # How many of all rows were longer than max_length.
+
+  def of_items(self, logits: np.ndarray) -> np.ndarray:
+    """The logits [T, C] of items from those of their views [T * V, C]: the mean."""
+    return logits.reshape(-1, self.views, logits.shape[-1]).mean(1)
 
 
 def encode(
@@ -38,9 +50,12 @@ def encode(
   tokenizer: Any = None,
   max_length: int = 64,
   tokens_per_batch: int = 0,
+  wording: Wording | None = None,
 ) -> Encoded:
   """Tokenises what the splits use (texts are cut at `max_length`) and pads to few lengths.
 
+  With a `wording` texts are shown in its templates, and train and dev rows, never those of test,
+  have the tokens of their class's word as `answer` [N, A], padded with -1.
   Test batches hold about `tokens_per_batch` tokens; 0 for what suits the backend: enough to fill
   it, and on a CPU, where all runs of a chunk read a batch at once, what its caches hold.
   """
@@ -50,20 +65,34 @@ def encode(
   if any(s.test_hash != splits[0].test_hash for s in splits):
     raise FewshotError(f'{task.name}: the splits of one sweep share their test set')
   used = np.unique(np.concatenate([r for s in splits for r in (s.train, s.dev, s.test)]))
-  rows, lengths = _features(task, used, tokenizer, max_length)
-  place = {int(r): i for i, r in enumerate(used)}
-  at = lambda part: np.array([[place[int(r)] for r in p] for p in part], int)  # noqa: E731
+  rows, lengths, cut = _features(task, used, tokenizer, max_length, wording)
+  views = wording.views if wording else 1
+  at = functools.partial(_places, used, views=views)
   shown = [at([getattr(s, part) for s in splits]) for part in ('train', 'dev')]
   longest = max(lengths[i].max() for i in shown if i.size)
-  train, dev = (_take(rows, i, buckets.round_up(int(longest))) for i in shown)
+  answered = rows if wording is None else rows | _answers(wording, rows['labels'])
+  train, dev = (_take(answered, i, buckets.round_up(int(longest))) for i in shown)
   test = at([splits[0].test])[0]
   return Encoded(
     train,
     dev if shown[1].size else None,
     tuple(_test_buckets(rows, test, lengths[test], tokens_per_batch)),
-    rows['labels'][test],
+    rows['labels'][test[::views]],
     tuple(splits),
+    views,
+    int(cut.sum()),
   )
+
+
+def _places(used: np.ndarray, parts: Sequence[np.ndarray], views: int) -> np.ndarray:
+  """Where the views of the examples of each part lie among the rows of `used`: [S, N * views]."""
+  places = np.searchsorted(used, np.stack(parts))[..., None] * views + np.arange(views)
+  return places.reshape(len(parts), -1)
+
+
+def _answers(wording: Wording, labels: np.ndarray) -> Batch:
+  """The tokens [N, A] of the label word of each row's class, where the prompt has words."""
+  return {} if wording.answers is None else {'answer': wording.answers[labels]}
 
 
 def tokenize(
@@ -77,6 +106,10 @@ def tokenize(
 
   Raises `FewshotError` for what is no text, or a `max_length` without room for one.
   """
+  return _tokenize(tokenizer, texts, max_length)[:2]
+
+
+def _tokenize(tokenizer: Any, texts: Sequence[str | tuple[str, ...]], max_length: int) -> Filled:
   fields = [t if isinstance(t, tuple) else (t,) for t in texts]
   check_texts([text for f in fields for text in f])
   if not isinstance(max_length, Integral):
@@ -96,43 +129,34 @@ def tokenize(
   lengths = np.array([max(len(e.ids), 1) for e in encoded])  # An empty text shows one position.
   width = min(buckets.round_up(int(lengths.max())), max_length)  # A model may have no more places.
   batch = {
-    'tokens': _padded([e.ids for e in encoded], width),
+    'tokens': padded([e.ids for e in encoded], width),
     'mask': np.arange(width) < lengths[:, None],
   }
   if paired:
-    batch['types'] = _padded([e.type_ids for e in encoded], width)
-  return batch, lengths
-
-
-def _padded(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
-  """[N, width] int32, zeros behind each row."""
-  out = np.zeros((len(rows), width), np.int32)
-  for to, row in zip(out, rows, strict=True):
-    to[: len(row)] = row
-  return out
-
-
-def check_texts(texts: Sequence[str]) -> None:
-  """Refuses what is no text, and text that is no Unicode: the tokenizer takes neither."""
-  for i, text in enumerate(texts):
-    if not isinstance(text, str):
-      raise FewshotError(f'texts are expected, but there is a {type(text).__name__} at {i}')
-    if not text.isascii() and any('\ud800' <= c <= '\udfff' for c in text):
-      raise FewshotError(f'text {i} holds half a character (a lone surrogate); decode it anew')
+    batch['types'] = padded([e.type_ids for e in encoded], width)
+  return Filled(batch, lengths, np.array([bool(e.overflowing) for e in encoded]))
 
 
 def _features(
-  task: Task, used: np.ndarray, tokenizer: Any, max_length: int
-) -> tuple[Batch, np.ndarray]:
-  if not isinstance(task.inputs, dict):
-    if tokenizer is None:
-      raise FewshotError(f'{task.name} holds texts, and this model has no tokenizer')
-    rows, lengths = tokenize(tokenizer, [task.inputs[i] for i in used], max_length)
-  else:
+  task: Task, used: np.ndarray, tokenizer: Any, max_length: int, wording: Wording | None
+) -> Filled:
+  """The rows of the examples `used`, with their labels."""
+  labels = task.labels[used]
+  if isinstance(task.inputs, dict):
+    if wording is not None:
+      raise FewshotError(f'a prompt is of texts, and {task.name} holds arrays; leave prompt empty')
     rows = {k: v[used] for k, v in task.inputs.items()}
     longest = max((v.shape[1] for k, v in rows.items() if _per_token(k, v)), default=1)
-    lengths = np.full(len(used), longest)
-  return rows | {'labels': task.labels[used]}, lengths
+    return Filled(rows | {'labels': labels}, np.full(len(used), longest), np.zeros(len(used), bool))
+  if tokenizer is None:
+    raise FewshotError(f'{task.name} holds texts, and this model has no tokenizer')
+  texts = [task.inputs[i] for i in used]
+  if wording is None:
+    filled = _tokenize(tokenizer, texts, max_length)
+  else:
+    filled = prompts.fill(wording, tokenizer, texts, max_length)
+    labels = labels.repeat(wording.views)
+  return filled._replace(rows=filled.rows | {'labels': labels})
 
 
 def _take(rows: Batch, index: np.ndarray, length: int) -> Batch:

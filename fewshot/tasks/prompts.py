@@ -1,0 +1,266 @@
+"""Prompts: how an example becomes what a language model completes, and what the classes are called.
+
+A prompt is spelled, `cloze('{text} It was {mask}.', 'terrible, great')`, and belongs to no model;
+`wording` makes it one's own: label words become tokens.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fewshot.errors import FewshotError, brief
+from fewshot.methods import spelling
+from fewshot.methods.spelling import Made, spelled
+from fewshot.models.base import Model
+from fewshot.tasks import templates
+from fewshot.tasks.base import Task
+from fewshot.tasks.templates import Filled, Reads, Template, check_texts
+
+Calibration = Literal['none', 'contextual', 'domain']
+DRAWN = 20  # Texts of random words for the calibration by domain.
+
+
+class Prompt(NamedTuple):
+  """A prompt as it is spelled."""
+
+  templates: tuple[str, ...]
+  words: tuple[tuple[str, ...], ...] = ()  # Of each class, in the task's order; none: no classes.
+  score: str = 'word'
+  join: str = 'mean'
+  calibration: str = 'none'
+  made: Made | None = None
+
+  @property
+  def hashes(self) -> dict[str, str]:
+    """Those that a record names: of the templates and of the label words."""
+    digest = lambda x: hashlib.sha256(repr(x).encode()).hexdigest()[:16]  # noqa: E731
+    words = (self.words, self.score, self.join, self.calibration)
+    return {'template': digest(self.templates)} | ({'words': digest(words)} if self.words else {})
+
+
+class Wording(NamedTuple):
+  """A prompt for one task and one model."""
+
+  prompt: Prompt
+  templates: tuple[Template, ...]
+  reads: Reads
+  words: tuple[tuple[tuple[int, ...], ...], ...]  # Of each class, its words, of each its tokens.
+  fields: tuple[str, ...]  # Of the texts.
+  start: int | None = None  # The token that a decoder starts with.
+
+  @property
+  def views(self) -> int:
+    """How many rows an example makes: one a template."""
+    return len(self.templates)
+
+  @property
+  def answers(self) -> np.ndarray | None:
+    """The tokens [C, A] of the first word of each class, padded with -1."""
+    first = [words[0] for words in self.words]
+    return templates.padded(first, max(map(len, first)), -1) if first else None
+
+
+@spelled
+def cloze(
+  template: str | tuple[str, ...],
+  words: str = '',
+  score: Literal['word', 'likelihood'] = 'word',
+  join: Literal['mean', 'max', 'logsumexp'] = 'mean',
+  calibration: Calibration = 'none',
+) -> Prompt:
+  """A cloze text (Schick & Schutze 2021, arXiv:2001.07676): `{fields}`, and `{mask}` for a word.
+
+  Args:
+    template: one, or several; then each example is shown in all of them: training takes each as
+      an example of its own, and a test item's logits are the mean over them.
+    words: the label words by class, in the order of the task's classes; a class has several by
+      bars: 'bad|awful, good|great'.  Without any, a method learns the classes at the slots.
+    score: 'word' reads one token a word at the slot, see `verbalizer`; 'likelihood' all tokens of
+      the first word of each class, normalised by their number, see `likelihood`.
+    join: how the scores of several words become that of their class.
+    calibration: divides by the probabilities for inputs without content ('contextual', Zhao et
+      al. 2021, arXiv:2102.09690) or of random words of the task ('domain', Fei et al. 2023,
+      arXiv:2305.19148), see `calibrated`.
+
+  >>> cloze('{text} It was {mask}.', 'bad|awful, good').words
+  (('bad', 'awful'), ('good',))
+  """
+  texts = (template,) if isinstance(template, str) else template
+  if not texts or len(set(texts)) < len(texts) or not all(isinstance(t, str) for t in texts):
+    raise FewshotError(f'cloze({texts}) takes a template, or several that differ')
+  split = tuple(tuple(w.strip() for w in c.split('|')) for c in words.split(',') if words.strip())
+  if any(not w for of_class in split for w in of_class):
+    raise FewshotError(f'cloze(words={words!r}) has an empty word; write words as "bad, good"')
+  given = {'score': (score, ('word', 'likelihood')), 'calibration': (calibration, KINDS)}
+  for name, (value, known) in given.items():
+    if value not in known:
+      raise FewshotError(f'cloze({name}={value!r}) is unknown; there are {brief(known)}')
+  if not split and (score != 'word' or calibration != 'none'):
+    raise FewshotError('cloze(): score and calibration are of label words, and there are none')
+  return Prompt(texts, split, score, join, calibration)
+
+
+KINDS = ('none', 'contextual', 'domain')
+VOCABULARY: dict[str, Callable[..., Any]] = {'cloze': cloze}
+
+
+def parse(text: str) -> Prompt:
+  """The prompt that `text` spells.
+
+  >>> parse("cloze('{text} It was {mask}.', 'bad, good')").templates
+  ('{text} It was {mask}.',)
+  """
+  made = spelling.parse(text, VOCABULARY, 'prompt')
+  if not isinstance(made, Prompt):
+    raise FewshotError(
+      f"{text!r} spells no prompt; write cloze('{{text}} It was {{mask}}.', 'bad, good')"
+    )
+  return made
+
+
+def wording(prompt: Prompt, model: Model, fields: Sequence[str], classes: Sequence[str]) -> Wording:
+  """The prompt for the fields and classes of a task, in the tokens of a model.
+
+  Raises:
+    FewshotError: a template that does not parse, words of another number of classes, a word whose
+      tokens are not what `score` takes, or two words that are the same token.
+  """
+  if model.tokenizer is None:
+    raise FewshotError(f'a prompt is of texts, and {model.name} has no tokenizer')
+  made = tuple(templates.parse(t, fields) for t in prompt.templates)
+  slots = {t.slots for t in made}
+  if len(slots) > 1:
+    raise FewshotError(f'the templates of a prompt have as many {{mask}} each, not {sorted(slots)}')
+  if prompt.words and len(prompt.words) != len(classes):
+    raise FewshotError(
+      f'the prompt has words for {len(prompt.words)} classes, and the task has {len(classes)}, in '
+      f'this order: {brief(tuple(classes))}'
+    )
+  if prompt.words and not slots - {0}:
+    raise FewshotError(f'template {prompt.templates[0]!r} has no {{mask}} for its label words')
+  reads, start = reading(model)
+  several = prompt.score == 'likelihood'
+  words = tuple(
+    tuple(_tokens(model.tokenizer, w, several) for w in of_class) for of_class in prompt.words
+  )
+  _check_distinct(prompt, words)
+  return Wording(prompt, made, reads, words, tuple(fields), start)
+
+
+def reading(model: Model) -> tuple[Reads, int | None]:
+  """What predicts words in a model; of an encoder-decoder also what its output starts with."""
+  example = model.example or {'tokens': np.ones((1, 2), np.int32), 'mask': np.ones((1, 2), bool)}
+  if 'decoder_tokens' in example:
+    return 'decoder', int(np.asarray(example['decoder_tokens'])[0, 0])
+  batch = dict(example) | {'room': jnp.zeros(1)}
+  outputs = jax.eval_shape(lambda p: model.forward(p, batch), model.params)
+  return ('left' if 'cache' in outputs else 'masks'), None  # What decodes can remember.
+
+
+def fill(
+  made: Wording, tokenizer: Any, texts: Sequence[str | tuple[str, ...]], max_length: int
+) -> Filled:
+  """The rows [N * views] of texts in the templates of a prompt, those of a text side by side."""
+  check_texts([field for t in texts for field in _tuple(t)])
+  odd = next((t for t in texts if len(_tuple(t)) != len(made.fields)), None)
+  if odd is not None:
+    raise FewshotError(
+      f'the prompt shows texts of {len(made.fields)} fields, {brief(made.fields)}, and one has '
+      f'{len(_tuple(odd))}'
+    )
+  named = [dict(zip(made.fields, _tuple(t), strict=True)) for t in texts]
+  parts = [templates.encode(tokenizer, t, named, max_length, made.reads) for t in made.templates]
+  width = max(p.rows['tokens'].shape[1] for p in parts)
+  rows = {k: _side_by_side([p.rows[k] for p in parts], width) for k in parts[0].rows}
+  if made.reads == 'decoder':
+    start = np.full((len(rows['tokens']), 1), made.start, np.int32)
+    rows |= {'decoder_tokens': start, 'slots': np.zeros_like(start)}
+  lengths = np.stack([p.lengths for p in parts], 1).reshape(-1)
+  return Filled(rows, lengths, np.stack([p.cut for p in parts], 1).reshape(-1))
+
+
+def _free(made: Wording, tokenizer: Any, task: Task, length: int) -> tuple[tuple[int, ...], ...]:
+  """The token rows by which a prompt is calibrated: of texts without content."""
+  texts = ('N/A', '') if made.prompt.calibration == 'contextual' else _random_texts(task)
+  rows = fill(made, tokenizer, [(t,) * len(task.fields) for t in texts], length)
+  kept = zip(rows.rows['tokens'], rows.lengths, strict=True)
+  return tuple(tuple(int(i) for i in row[:n]) for row, n in kept)
+
+
+def describe(made: Wording, tokenizer: Any, classes: Sequence[str]) -> list[str]:
+  """Lines that say what is shown and which tokens stand for which class."""
+  lines = [repr(t.text) for t in made.templates]
+  for name, words in zip(classes, made.words, strict=False):
+    shown = (' '.join(str(tokenizer.id_to_token(i)) for i in w) for w in words)
+    lines.append(f'{name}: {" | ".join(shown)}')
+  return lines
+
+
+def _tuple(text: str | tuple[str, ...]) -> tuple[str, ...]:
+  return (text,) if isinstance(text, str) else text
+
+
+def _tokens(tokenizer: Any, word: str, several: bool) -> tuple[int, ...]:
+  """The tokens of a word as it stands within a text: after another word and a space."""
+  ids = lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)  # noqa: E731
+  before, both = ids('a'), ids(f'a {word}')
+  found = both[len(before) :] if both[: len(before)] == before else ids(word)
+  parts = [str(tokenizer.id_to_token(i)) for i in found]
+  if not found or any(p in ('[UNK]', '<unk>') for p in parts):
+    raise FewshotError(f'the label word {word!r} is {parts or "no token"} to this tokenizer')
+  if len(found) > 1 and not several:
+    raise FewshotError(
+      f'the label word {word!r} is {len(found)} tokens ({brief(parts)}); take a word of one, or '
+      "score='likelihood'"
+    )
+  return tuple(found)
+
+
+def _check_distinct(prompt: Prompt, words: Sequence[Sequence[tuple[int, ...]]]) -> None:
+  seen: dict[tuple[int, ...], str] = {}
+  for texts, of_class in zip(prompt.words, words, strict=True):
+    for text, ids in zip(texts, of_class, strict=True):
+      if ids in seen:
+        raise FewshotError(
+          f'the label words {seen[ids]!r} and {text!r} are the same token; take words that differ'
+        )
+      seen[ids] = text
+
+
+def _side_by_side(parts: Sequence[np.ndarray], width: int) -> np.ndarray:
+  """[N, ...] of each view as [N * V, ...], tokens and masks padded to one width."""
+  wide = lambda x: x if len({p.shape[1] for p in parts}) == 1 else _widened(x, width)  # noqa: E731
+  x = np.stack([wide(p) for p in parts], 1)
+  return x.reshape(-1, *x.shape[2:])
+
+
+def _widened(x: np.ndarray, width: int) -> np.ndarray:
+  return np.pad(x, ((0, 0), (0, width - x.shape[1])))
+
+
+def _random_texts(task: Task) -> list[str]:
+  """Texts of words drawn from the train pool, as long as its texts are on average."""
+  inputs: Any = task.inputs
+  shown = [inputs[i] if isinstance(inputs[i], str) else ' '.join(inputs[i]) for i in task.train]
+  words = np.array([w for text in shown for w in text.split()] or [''])
+  rng, size = np.random.default_rng(0), max(round(len(words) / max(len(shown), 1)), 1)
+  return [' '.join(rng.choice(words, size)) for _ in range(DRAWN)]
+
+
+def head(made: Wording, tokenizer: Any, task: Task, length: int) -> str:
+  """The spelling of what reads the classes by their words; it stands behind a method."""
+  if made.prompt.score == 'likelihood':
+    reader = f'likelihood({tuple(words[0] for words in made.words)})'
+  else:
+    ids = tuple(tuple(w[0] for w in words) for words in made.words)
+    joined = '' if made.prompt.join == 'mean' else f', join={made.prompt.join!r}'
+    reader = f'verbalizer({ids}{joined})'
+  if made.prompt.calibration == 'none':
+    return reader
+  free = _free(made, tokenizer, task, length)
+  mask = templates.mask_id(tokenizer) if made.reads == 'masks' else None
+  return f'chain({reader}, calibrated({free}, mask={mask}))'
