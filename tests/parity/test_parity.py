@@ -20,6 +20,20 @@ def test_a_backbone_computes_what_its_reference_does(name):
   assert {k: v for k, v in found.items() if v > errors.LIMITS[k]} == {}
 
 
+@pytest.mark.parametrize(
+  'name', ['albert-mlm-tiny', 'bert-mlm-tiny', 'gpt2-tiny', 'llama-tiny', 'roberta-mlm-tiny']
+)
+def test_the_logits_at_slots_are_those_of_transformers(name):
+  """At the first, a middle and the last real token of each row, as cloze texts have their masks."""
+  fixture, model = errors.read(name), models.load(str(errors.FIXTURES / name))
+  last = fixture.batch['mask'].sum(1) - 1
+  slots = np.stack([np.zeros_like(last), last // 2, last], 1).astype(np.int32)
+  got = jax.jit(model.forward)(model.params, fixture.batch | {'slots': slots})['token_logits']
+  want = fixture.arrays['out/token_logits'][np.arange(len(last))[:, None], slots]
+  assert got.shape == want.shape and np.abs(want).max() > 1
+  assert np.abs(np.asarray(got) - want).max() <= errors.LIMITS['outputs']
+
+
 @pytest.fixture(scope='module')
 def minilm() -> models.Model:
   try:
