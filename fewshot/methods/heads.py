@@ -205,6 +205,16 @@ def unit(x: Array) -> Array:
   return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
+def logits_of(outputs: Outputs) -> Array:
+  """The logits of a forward pass; a forward without any is told to take a head."""
+  if 'logits' not in outputs:
+    raise FewshotError(
+      f'the adapted forward gives no logits (it has {", ".join(outputs)}); add a head to the '
+      'method, as in chain(lora(rank=8), linear())'
+    )
+  return outputs['logits']
+
+
 def features(forward: Forward, params: Params, calib: Calib) -> tuple[int, Any]:
   """The width of the features, and the dtype that a head on them trains in."""
   outputs = shapes_of(forward, params, calib)

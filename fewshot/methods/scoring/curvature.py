@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from fewshot.errors import FewshotError
 from fewshot.methods.base import Batch, Calib, Forward, Params
+from fewshot.methods.heads import logits_of
 from fewshot.methods.scoring.base import (
   Leaves,
   Score,
@@ -15,7 +16,6 @@ from fewshot.methods.scoring.base import (
   score,
   total,
 )
-from fewshot.objectives import logits
 
 __all__ = ['dropout_kl', 'hutchinson']
 Array = jax.Array
@@ -75,7 +75,7 @@ def dropout_kl(rate: float = 0.1) -> Score:
     def part(rows: Batch, real: Array) -> Leaves:
       def divergence(at: Leaves) -> Array:
         noisy = ({p: w * m[p].astype(w.dtype) for p, w in at.items()} for m in gates)
-        a, b = (jax.nn.log_softmax(logits(task.outputs(leaves, rows))) for leaves in noisy)
+        a, b = (jax.nn.log_softmax(logits_of(task.outputs(leaves, rows))) for leaves in noisy)
         return ((jnp.exp(b) * (b - a)).sum(-1) * real).sum()
 
       return jax.grad(divergence)(task.leaves)

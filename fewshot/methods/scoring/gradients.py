@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from fewshot.errors import FewshotError
 from fewshot.methods.base import Batch, Calib, Forward, Params
+from fewshot.methods.heads import logits_of
 from fewshot.methods.scoring.base import (
   Leaves,
   Score,
@@ -22,7 +23,6 @@ from fewshot.methods.scoring.base import (
   total,
   trainable,
 )
-from fewshot.objectives import logits
 
 __all__ = [
   'd3',
@@ -143,7 +143,7 @@ def fisher(sampled: bool = False) -> Score:
     task = problem(forward, params, calib)
     batch = task.batch
     if sampled:
-      z = each(lambda rows: logits(task.outputs(task.leaves, rows)), batch)
+      z = each(lambda rows: logits_of(task.outputs(task.leaves, rows)), batch)
       batch = batch | {'labels': jax.random.categorical(key, z)}
 
     def part(rows: Batch, real: Array) -> Leaves:
