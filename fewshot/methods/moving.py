@@ -1,11 +1,13 @@
 """Entries of weights that train for a while: masks drawn anew by gradients, sizes or at random.
 
-theta is dense, since what was active once stays changed; the moments of `lift_refresh` and `rigl`
-are those of their active entries alone.  Adam's count is one for all entries, so that one which
-becomes active late starts with moments that are not corrected for their start, and its first steps
-are up to three times as large: as in the code of ID^3, LIFT and RigL.
+theta is dense, since what was active once stays changed, but that of `sara`, whose mask shrinks;
+the moments of `lift_refresh` and `rigl` are those of their active entries alone.  Adam's count is
+one for all entries, so that one which becomes active late starts with moments that are not
+corrected for their start, and its first steps are up to three times as large: as in the code of
+ID^3, LIFT and RigL.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -37,9 +39,10 @@ from fewshot.methods.moving_rules import (
 from fewshot.methods.paths import Where
 from fewshot.methods.scoring.base import Score
 from fewshot.methods.scoring.gradients import fisher
-from fewshot.methods.scoring.plain import lift
+from fewshot.methods.scoring.plain import lift, magnitude
+from fewshot.methods.selecting import top
 from fewshot.methods.spelling import spell
-from fewshot.methods.weights import check_kernel, in_weights, tune
+from fewshot.methods.weights import check_kernel, in_weights, trained, tune
 
 __all__ = [
   'child_tuning_d',
@@ -221,15 +224,16 @@ def salient(
 @method
 def sara(
   where: Where = r'.*/kernel', threshold: float = 2e-3, progressive_iter: int = 0,
-  lambda_rank: float = 0.0,
+  lambda_rank: float = 0.0, counts: tuple | None = None,
 ) -> Method:  # fmt: skip
   """SaRA (Hu et al. 2024, arXiv:2409.06633): weights too small to matter are put to use.
 
       W[i] trains where |W[i]| < threshold at the start;  loss + lambda_rank |W M|_* / kernels
 
-  From step `progressive_iter` on (the paper takes half of the steps; 0 for never) those train on
-  that are still below.  The nuclear norm of what is selected at the start, M, keeps it of low rank:
-  each step that of one kernel, drawn at random.
+  theta, its gradient and moments are those n weights of each kernel; the plan counts them, without
+  it n is all.  From step `progressive_iter` on (the paper takes half of the steps; 0 for never)
+  those train on that are still below, and M is what trains.  The gradient of the nuclear norm is
+  added to that of the loss: each step that of one kernel, drawn at random.
 
   >>> sara(threshold=0.01, progressive_iter=50).mergeable
   True
@@ -239,26 +243,54 @@ def sara(
       f'sara(threshold={threshold}, progressive_iter={progressive_iter}, lambda_rank='
       f'{lambda_rank}): the threshold is above 0, the others at least 0'
     )
+  scope = 'global' if counts else 'tensor'  # Of one leaf: all of it.
+  base = tune(top(magnitude(), 1.0, scope=scope, where=where, keep='smallest', counts=counts))
+
+  def plan(forward: Forward, params: Params, calib: Calib) -> Method:
+    del forward, calib
+    n = tuple(int((jnp.abs(w) < threshold).sum()) for w in trained(params, where).values())
+    if not any(n):
+      raise FewshotError(f'sara(threshold={threshold}): no weight is below it; raise it')
+    return sara(where, threshold, progressive_iter, lambda_rank, n)
 
   def draw(s: Seen) -> Mask:
-    small = {p: jnp.abs(w) < threshold for p, w in s.theta.items()}
+    small = {p: jnp.abs(w) < threshold for p, w in paths.flatten(s.theta).items()}
     return {p: m & (s.mask[p] | (s.step == 0)) for p, m in small.items()}
 
-  def penalty(
-    forward: Forward, theta: Theta, state: State, params: Params, batch: Any, outputs: Any,
-    key: Array | None,
-  ) -> Array:  # fmt: skip
-    del forward, state, batch, outputs
-    if key is None or not lambda_rank:
-      return jnp.zeros(())
-    flat = paths.flatten(params)
-    parts = [t * (jnp.abs(flat[p]) < threshold) for p, t in theta.items() if t.ndim > 1]
-    rows = [m.reshape(-1, m.shape[-1]) for m in parts]
-    norms = [lambda m=m: jnp.linalg.svd(m, compute_uv=False).sum() for m in rows]
-    return lambda_rank * jax.lax.switch(jax.random.randint(key, (), 0, len(norms)), norms)
-
   due = lambda step: (step == 0) | ((step == progressive_iter) & (progressive_iter > 0))  # noqa: E731
-  return moves(tune(where), Rule(none_of, draw, due))._replace(penalty=penalty)
+  rule = Rule(none_of, draw, due, NESTED)
+  low = lambda tx: _low_rank(tx, lambda_rank) if lambda_rank else tx  # noqa: E731
+  return base._replace(
+    optimizer=lambda tx: moving(low(tx), rule), plan=plan if counts is None else None
+  )
+
+
+def _low_rank(tx: optax.GradientTransformation, weight: float) -> optax.GradientTransformation:
+  """`tx`, with the gradient of weight |W M|_* of one kernel added; values are zero outside M."""
+  inner = optax.with_extra_args_support(tx)
+
+  def update(
+    grads: Mask, opt: Any, values: Mask, *, key: Array, method_state: State, frozen: Params,
+    **extra: Any,
+  ) -> Any:  # fmt: skip
+    flat = paths.flatten(frozen)
+
+    def pulled(name: str) -> Mask:
+      p = name.removesuffix('/value')
+      index = method_state[p]['index']
+      w = jnp.zeros(flat[p].size, values[name].dtype).at[index].set(values[name])
+      u, _, v = jnp.linalg.svd(w.reshape(-1, flat[p].shape[-1]), full_matrices=False)
+      return grads | {name: grads[name] + weight * (u @ v).reshape(-1)[index]}
+
+    kernels = [n for n in values if flat[n.removesuffix('/value')].ndim > 1]
+    one = jax.random.randint(
+      jax.random.fold_in(key, paths.stable_hash('sara')), (), 0, len(kernels)
+    )
+    drawn = jax.lax.switch(one, [functools.partial(pulled, n) for n in kernels])
+    extra |= {'key': key, 'method_state': method_state, 'frozen': frozen}
+    return inner.update(drawn, opt, values, **extra)
+
+  return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 @method

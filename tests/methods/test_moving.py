@@ -316,31 +316,6 @@ def test_rigl_starts_where_the_key_says():
   assert (first[0][p] == first[1][p]).all() and set(first[0][p]) != set(first[2][p])
 
 
-def test_sara_trains_what_is_small_and_later_what_still_is():
-  method, small = methods.sara('.*/kernel', threshold=0.5, progressive_iter=3), {}
-  for t, s in enumerate(run(method, 6, optax.sgd(0.3))):
-    if t in (0, 3):
-      still = {p: np.abs(w) < 0.5 for p, w in s.before.items()}
-      small = still if t == 0 else {p: still[p] & small[p] for p in small}
-      count = sum(m.sum() for m in small.values())
-    assert all((s.moved[p] == small[p]).all() for p in small)
-  first = sum((np.abs(w) < 0.5).sum() for p, w in PARAMS.items() if p.endswith('/kernel'))
-  assert 0 < count < first
-  fixed = run(methods.sara('.*/kernel', threshold=0.5), 5, optax.sgd(0.3))
-  assert sum(m.sum() for m in fixed[-1].moved.values()) == first
-
-
-def test_the_penalty_of_sara_is_the_nuclear_norm_of_a_kernel():
-  method, theta = methods.sara(threshold=0.7, lambda_rank=2.0), draw(SHAPES, 8)
-  theta = {p: w for p, w in theta.items() if p.endswith('/kernel')}
-  parts = [w * (np.abs(PARAMS[p]) < 0.7) for p, w in theta.items()]
-  norms = [2 * np.linalg.svd(m)[1].sum() for m in parts]
-  args = None, theta, {}, PARAMS, {}, {}
-  got = {float(method.penalty(*args, jax.random.key(i))) for i in range(8)}
-  assert len(got) > 1 and all(np.min(np.abs(np.array(norms) - x)) < 1e-4 for x in got)
-  assert method.penalty(*args, None) == 0
-
-
 def test_child_tuning_f_draws_a_child_each_step():
   steps, total = run(methods.child_tuning_f(p=0.25), 6), 0
   size = sum(w.size for w in PARAMS.values())
@@ -440,7 +415,7 @@ def test_unfreezing_goes_from_the_last_block_down():
 
 EACH = [
   'gmt(0.3)', 'id3(12, 3)', "lift_refresh('.*/w', rank=1, filter_rank=1, period=2)",
-  "rigl(0.3, 4, where='.*/w', period=2)", 'sara(where=".*/w", threshold=0.5, progressive_iter=2)',
+  "rigl(0.3, 4, where='.*/w', period=2)",
   'child_tuning_f(p=0.5)', 'child_tuning_d(p=0.5)', 'hft(2)', 'lisa(layers=1, period=2)',
   'unfreeze(2)',
 ]  # fmt: skip
