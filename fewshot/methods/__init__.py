@@ -20,6 +20,7 @@ from fewshot.methods import (
   orthogonal,
   prefixes,
   prompts,
+  reduction,
   representation,
   scaling,
   scoring,
@@ -53,6 +54,7 @@ from fewshot.methods.partition import combine, count, mask, partition, shapes, t
 from fewshot.methods.paths import Selection, at
 from fewshot.methods.prefixes import *
 from fewshot.methods.prompts import *
+from fewshot.methods.reduction import *
 from fewshot.methods.representation import *
 from fewshot.methods.scaling import *
 from fewshot.methods.scoring import SCORES, Score
@@ -86,6 +88,7 @@ FILES = {
   adapters: 'activation',
   side: 'activation',
   representation: 'activation',
+  reduction: 'activation',
   prompts: 'input',
   prefixes: 'activation',
   deep_prompts: 'input',

@@ -126,6 +126,20 @@ def _calls(
   return {p: seen[p] for p in found}
 
 
+def attended(f: Callable[..., Any], *args: Any) -> tuple[Any, tuple[Array, Array]]:
+  """What a block returns, and the queries and keys [B, T, H, D] of the attention in it."""
+  seen: list[Any] = []
+
+  def record(next_fn: Any, given: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    if path_of(context).rpartition('/')[-1] == 'core':
+      seen.append(given[:2])
+    return next_fn(*given, **kwargs)
+
+  with nn.intercept_methods(record):
+    y = f(*args)
+  return y, seen[0]
+
+
 def in_activations(
   where: Where,
   init: Callable[..., dict[str, Array]],

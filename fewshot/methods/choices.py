@@ -72,13 +72,22 @@ class Top(NamedTuple):
   @property
   def plan(self) -> Callable[[Forward, Params, Calib], 'Top'] | None:
     """Fixes how many units each leaf gets where the budget is of all leaves together."""
-    shared = self.scope == 'global' and self.granularity != 'unit' and self.counts is None
+    each = self.granularity == 'unit' and isinstance(self.budget, int)
+    shared = self.scope == 'global' and not each and self.counts is None
     return self._counted if shared and not self.coarse else None
 
   def _counted(self, forward: Forward, params: Params, calib: Calib) -> 'Top':
     groups = self._groups(jax.random.key(self.seed), forward, params, calib, now=True)
-    counts = tuple(len(i) for i in self._best(groups).values())
+    counts = self._found(groups, params)
     return remake(self, counts=counts)._replace(where=self.where)
+
+  def _found(self, groups: Mapping[str, Group], params: Params) -> tuple[int, ...]:
+    """How many of the best of all units are in each group; of 'unit' in whole inputs."""
+    counts = tuple(len(i) for i in self._best(groups).values())
+    if self.granularity != 'unit':
+      return counts
+    outputs = (floats(params)[p].shape[-1] for p in groups)
+    return tuple(-(-n // k) for n, k in zip(counts, outputs, strict=True))
 
   def among(self, where: Where) -> 'Top | Selection':
     """As methods take it: where it chooses tensors, modules or layers, a selection with a plan."""
@@ -112,7 +121,10 @@ class Top(NamedTuple):
     """Scores the model and chooses; outside jit."""
     groups = self._groups(key, forward, params, calib, now=True)
     if self.granularity == 'unit':
-      best = {n: np.asarray(self._inputs(n, g, params)) for n, g in groups.items()}
+      counts = self._found(groups, params) if self.plan else self.counts
+      asked = self._replace(counts=counts)
+      found = zip(groups.items(), asked._inputs(groups, params), strict=True)
+      best = {n: np.asarray(self._best_inputs(n, g, k, params)) for (n, g), k in found}
     else:
       best = self._best(groups)
     parts = {}
@@ -133,7 +145,9 @@ class Top(NamedTuple):
     """
     groups = self._groups(key, forward, params, calib)
     if self.granularity == 'unit':
-      return {n: (g.leaves[n], self._inputs(n, g, params)) for n, g in groups.items()}
+      each = zip(groups.items(), self._inputs(groups, params), strict=True)
+      best = {n: (g.leaves[n], self._best_inputs(n, g, k, params)) for (n, g), k in each if k}
+      return best
     found: dict[str, tuple[View, Array]] = {}
     for (name, g), n in zip(groups.items(), self._counts(groups), strict=True):
       index = jnp.sort(jax.lax.top_k(g.score, n)[1]).astype(jnp.int32)
@@ -167,11 +181,17 @@ class Top(NamedTuple):
     ranked = lambda x: jnp.where(jnp.isnan(x), -jnp.inf, sign * x)  # noqa: E731
     return {n: g._replace(score=ranked(g.score)) for n, g in groups.items()}
 
-  def _inputs(self, path: str, group: Group, params: Params) -> Array:
+  def _inputs(self, groups: Mapping[str, Group], params: Params) -> list[int]:
+    """How many inputs of every output each kernel gets."""
+    if self.counts is not None:
+      return self._counts(groups)
+    rows = [g.units // floats(params)[p].shape[-1] for p, g in groups.items()]
+    return [self._of_one(n, 1) for n in rows]
+
+  def _best_inputs(self, path: str, group: Group, k: int, params: Params) -> Array:
     """The best k entries of each output unit (column) of a kernel, as ascending flat indices."""
     columns = floats(params)[path].shape[-1]
     scores = group.score.reshape(-1, columns).T
-    k = self._of_one(scores.shape[1], 1)
     best = jax.lax.top_k(scores, k)[1]
     return jnp.sort((best * columns + jnp.arange(columns)[:, None]).reshape(-1)).astype(jnp.int32)
 

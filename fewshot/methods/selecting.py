@@ -37,7 +37,8 @@ def top(
       float32 ('64KiB'): the best units that fit, up to the first that does not.
     granularity: 'entry'; 'row' (an input) or 'column' (an output) of a kernel; 'tile'; 'head', of
       the maps of attention; 'channel', a column with its entry of the bias; 'unit', so many inputs
-      of every output; or whole: 'tensor', 'module', 'layer' (a block, scored by all that is in it).
+      of every output (of a share of all entries a leaf gets as many as the best of all are in it,
+      rounded up); or whole: 'tensor', 'module', 'layer' (a block, scored by all that is in it).
     scope: 'global', the budget is of all leaves together, the plan says what each gets; 'tensor',
       it is of each leaf (of heads and channels, each module).
     where: what is chosen among, as of the method that it is given to; by default that method's own.

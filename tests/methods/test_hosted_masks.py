@@ -98,10 +98,6 @@ def test_gps_trains_the_input_of_each_unit_with_the_steepest_contrastive_loss(ta
   an_input_a_unit(moved(table['gps']['hosted_by'], tiny), g)
 
 
-def test_tr_pts_trains_inputs_of_each_unit_by_fisher_information(table, tiny, information):
-  an_input_a_unit(moved(table['tr-pts']['hosted_by'], tiny), information)
-
-
 def test_saft_trains_the_steepest_entries_of_all_tensors(table, tiny):
   found = moved(table['saft']['hosted_by'], tiny)
   g = paths.flatten(jax.jit(lambda p: tiny.calib.gradient(tiny.forward, p))(tiny.params))
