@@ -38,6 +38,7 @@ def default() -> ConfigDict:
       'max_test': 500,  # Test items, drawn once; 0 for all.
       'method': 'lora(rank=8)',
       'head': 'linear()',  # Chained to a method that gives no logits; not where a prompt has words.
+      'objective': 'classification()',  # What is minimised, see `fewshot.objectives`.
       'fit': 'sgd(steps=40, lr=1e-3, head_lr=1e-2)',
       'program': '',  # Stages in place of method and fit: 'lt_sft(fit=sgd(steps=40))'.
       'grid': dict.fromkeys(VARIED, ()),  # Values tried by each run, chosen on dev.

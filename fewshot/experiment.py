@@ -25,6 +25,7 @@ from fewshot.adapted import Adapted
 from fewshot.engine import Progress
 from fewshot.errors import FewshotError
 from fewshot.logging import Log
+from fewshot.objectives import classification
 from fewshot.prepared import Prepared, counted, options, plan_runs
 from fewshot.runs import Run
 from fewshot.sweep import Result, sweep
@@ -49,7 +50,7 @@ def execute(
     return
   results = _staged(p, out, done) if p.program else sweep(
     p.model, p.data, p.method, p.fit, classes=len(p.task.classes), seeds=p.config.seeds,
-    grid=grid, options=options(p.config), progress=progress,
+    grid=grid, objective=p.objective, options=options(p.config), progress=progress,
   )  # fmt: skip
   written: list[Run] = []
   try:
@@ -126,6 +127,7 @@ def _identity(p: Prepared, run: Run) -> dict[str, Any]:
     'hashes': {**p.model.hashes, 'split': split.hash, 'test': split.test_hash, **shown},
     'versions': versions(),
     **({'prompt': methods.spell(p.wording.prompt)} if p.wording else {}),
+    **({} if p.objective == classification() else {'objective': methods.spell(p.objective)}),
   }
 
 
@@ -255,7 +257,7 @@ def versions() -> dict[str, str]:
 def cost(p: Prepared) -> dict[str, Any]:
   """Memory, FLOPs, chunk and the engine's choices, from the compiled programs; nothing is run."""
   todo = list(plan(p).values())
-  setup = sweeps.setup(p.model, p.data, p.method, p.fit, len(p.task.classes))
+  setup = sweeps.setup(p.model, p.data, p.method, p.fit, len(p.task.classes), p.objective)
   programs = engine.compile_programs(setup, p.model.params, p.data, todo, options(p.config))
   return {
     'chunk': programs.chunk,

@@ -10,12 +10,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fewshot import config as configs
-from fewshot import engine, fits, methods, models, programs, runs, stages, tasks, train
+from fewshot import engine, fits, methods, models, objectives, programs, runs, stages, tasks, train
 from fewshot import sweep as sweeps
 from fewshot.errors import FewshotError
 from fewshot.methods import paths
 from fewshot.methods.partition import Row
-from fewshot.objectives import classification
+from fewshot.objectives import Objective, classification
 from fewshot.runs import Run
 from fewshot.tasks import prompts
 from fewshot.tasks.prompts import Wording
@@ -35,6 +35,7 @@ class Prepared(NamedTuple):
   rows: list[Row]  # The trained/frozen table.
   total: int = 0  # Parameters of the adapted model: the base and what is added beside it.
   program: stages.Program | None = None  # What runs in place of method and fit.
+  objective: Objective = classification()
   wording: Wording | None = None  # How texts are shown, where there is a prompt.
   own: methods.Method | None = None  # The method without the head that a prompt brings.
 
@@ -54,7 +55,7 @@ class Prepared(NamedTuple):
     batches = [self.data.train, *(b.batches for b in self.data.test)]
     longest = max(batches, key=lambda b: b['tokens'].shape[-1] if 'tokens' in b else 0)
     batch = {k: np.asarray(v[0]) for k, v in longest.items()}
-    return methods.Calib(batch, len(self.task.classes), classification().loss)
+    return methods.Calib(batch, len(self.task.classes), self.objective.loss)
 
   @property
   def trained(self) -> int:
@@ -95,7 +96,10 @@ def _prepare(
       task, splits, model.tokenizer, config.max_length, wording=wording
     )
   data = loaded[data_key]
-  prepared = Prepared(config, model, task, data, method, fit, [], wording=wording)
+  objective = objectives.parse(config.objective)
+  prepared = Prepared(
+    config, model, task, data, method, fit, [], objective=objective, wording=wording
+  )
   if config.program:
     return _programmed(prepared)
   if wording and wording.words:
@@ -108,10 +112,10 @@ def _prepare(
 def _programmed(p: Prepared) -> Prepared:
   """A row whose config names a program, which must find all that its stages read."""
   c, program = p.config, programs.parse(p.config.program)
-  if configs.grid(c) or c.checkpoints:
+  if configs.grid(c) or c.checkpoints or p.objective != classification():
     raise FewshotError(
-      'config.program has fits of its own, and its stages are kept beside the records; leave grid '
-      'and checkpoints empty'
+      'config.program has fits and objectives of its own, and its stages are kept beside the '
+      'records; leave grid, objective and checkpoints as they are'
     )
   classes = len(p.task.classes)
   stages.check(program, stages.Setting(p.model, {'task': stages.only(p.data, 0)}, classes))
@@ -141,7 +145,7 @@ def _check_start(p: Prepared) -> None:
   """Traces the start of a run: that is where a fit refuses a method, or data without a dev set."""
   if p.method.plan:  # What it plans from data costs compute.
     return
-  setup = sweeps.setup(p.model, p.data, p.method, p.fit, len(p.task.classes))
+  setup = sweeps.setup(p.model, p.data, p.method, p.fit, len(p.task.classes), p.objective)
   first = runs.stack(p.data, plan_runs(p)[:1])
   begin = jax.vmap(functools.partial(train.begin, setup), (None, 0))
   jax.eval_shape(begin, p.model.params, first)

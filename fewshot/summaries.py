@@ -135,7 +135,8 @@ def _spelling(record: Record) -> tuple[str, str]:
       fit = f'{fit} {shown}'.strip()
     literal = shown.replace('\\', r'\\')
     method, fit = setting.sub(literal, method), setting.sub(literal, fit)
-  return method, fit
+  objective = record.get('objective', '')
+  return method, f'{objective} by {fit}' if objective else fit
 
 
 def accuracies(members: Iterable[Record]) -> tuple[list[float], str]:
@@ -261,7 +262,7 @@ def malformed(record: Record) -> str:
   >>> malformed({'split': 3})
   'split'
   """
-  texts = ('model', 'method', 'task', 'status', 'id', 'fit', 'prompt')
+  texts = ('model', 'method', 'task', 'status', 'id', 'fit', 'prompt', 'objective')
   tables = ('scores', 'hashes', 'timings', 'memory', 'hyper', 'split')
   counts = ('trained', 'total', 'seed')
   bad = [k for k in texts if not isinstance(record.get(k, ''), str)]

@@ -56,8 +56,8 @@ def test_dry_run_names_the_stages(place, capsys):
     (['program=lt_stf()'], "did you mean 'lt_sft'"),
     (['program=lora()'], 'spells no program'),
     (["program=train(lora(), sgd(steps=2), data='other')"], "given no data 'other'"),
-    ([f'program={PROGRAM}', 'grid.lr=(0.1,)', 'dev_k=1'], 'leave grid and checkpoints empty'),
-    ([f'program={PROGRAM}', 'checkpoints=True'], 'leave grid and checkpoints empty'),
+    ([f'program={PROGRAM}', 'grid.lr=(0.1,)', 'dev_k=1'], 'leave grid, objective and checkpoints'),
+    ([f'program={PROGRAM}', 'checkpoints=True'], 'leave grid, objective and checkpoints'),
   ],
 )
 def test_a_mistake_is_one_line_before_anything_runs(place, capsys, overrides, said):

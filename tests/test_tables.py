@@ -192,6 +192,12 @@ def test_other_prompts_get_their_own_tables():
   assert (one[0].n, two[0].n) == (5, 2) and two[0].mean == pytest.approx(0.85)
 
 
+def test_another_objective_is_another_row():
+  rows = tables.summarise([*five(), *five(objective='hinge()')])
+  assert [r.fit for r in rows] == ['sgd(steps=40, lr=0.001)', 'hinge() by sgd(steps=40, lr=0.001)']
+  assert 'hinge() by sgd' in tables.render_markdown(rows)
+
+
 def test_markdown_states_all_the_caption_must():
   rows = tables.summarise(five('chain(lora(rank=8), linear())') + five('a|b()', [0.1] * 5))
   text = tables.render_markdown(rows)

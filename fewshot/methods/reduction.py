@@ -59,7 +59,7 @@ def fuse_tokens(keep: float = 0.7, blocks: tuple = (3, 6, 9)) -> Method:
   def wrap(forward: Forward, theta: Theta, state: State) -> Forward:
     def adapted(params: Params, batch: Batch, key: Array | None = None) -> Outputs:
       found = _blocks(forward, params, batch)
-      at = {p: {} for p in found if _number(p) in blocks}
+      at: Theta = {p: {} for p in found if _number(p) in blocks}
       fused = in_activations('.*', dict, lambda t, f, *args: _fused(keep, f, *args))
       every = in_activations('.*', dict, lambda t, f, x, mask: f(x, mask[:, : x.shape[1]]))
       shorter = every.wrap(fused.wrap(forward, at, {}), {p: {} for p in found}, {})
