@@ -26,7 +26,7 @@ from fewshot.engine import Progress
 from fewshot.errors import FewshotError
 from fewshot.logging import Log
 from fewshot.objectives import classification
-from fewshot.prepared import Prepared, counted, options, plan_runs
+from fewshot.prepared import Prepared, counted, data_of, options, plan_runs
 from fewshot.runs import Run
 from fewshot.sweep import Result, sweep
 
@@ -88,7 +88,7 @@ def _staged(p: Prepared, out: Path, done: set[str]) -> Iterator[Result]:
       continue
     start = time.monotonic()
     outcome = programs.run(
-      p.program, p.model, p.data, classes=len(p.task.classes), seed=run.seed, split=run.split,
+      p.program, p.model, data_of(p, run.split), classes=len(p.task.classes), seed=run.seed,
       cache=out / 'stages', options=options(p.config),
     )  # fmt: skip
     timings = {'seconds': time.monotonic() - start}
@@ -108,7 +108,9 @@ def run_id(p: Prepared, run: Run) -> str:
 
 
 def _decisive(p: Prepared) -> dict[str, Any]:
-  keys = ('k', 'dev_k', 'max_length', 'dtype', 'dropout')
+  keys = ['k', 'dev_k', 'max_length', 'dtype', 'dropout']
+  if p.config.unlabelled:
+    keys.append('unlabelled')
   return {k: p.config[k] for k in keys}
 
 

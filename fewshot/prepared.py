@@ -1,5 +1,6 @@
 """Prepared: an experiment up to its first step, from a config; everything is checked here."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -117,10 +118,35 @@ def _programmed(p: Prepared) -> Prepared:
       'config.program has fits and objectives of its own, and its stages are kept beside the '
       'records; leave grid, objective and checkpoints as they are'
     )
-  classes = len(p.task.classes)
-  stages.check(program, stages.Setting(p.model, {'task': stages.only(p.data, 0)}, classes))
+  if p.wording and p.wording.words:  # Their head trains nothing: it is a part of the model.
+    words = prompts.head(p.wording, p.model.tokenizer, p.task, c.max_length)
+    forward = methods.adapt(methods.parse(words), p.model.forward, {}, {})
+    p = p._replace(model=p.model._replace(forward=forward))
+  stages.check(program, stages.Setting(p.model, data_of(p, 0), len(p.task.classes)))
   total = methods.count(p.model.params)
   return p._replace(program=program, method=methods.chain(), total=total)
+
+
+def data_of(p: Prepared, split: int) -> dict[str, tasks.Encoded]:
+  """What a program is given of one split, by name.
+
+  'task' is its train, dev and test; with a prompt 'plain' is the same as the texts stand.  Where
+  the config asks for unlabelled examples, 'unlabelled' and 'plain_unlabelled' hold them, as train
+  and as test, each with the label 0.
+  """
+  c, one = p.config, p.data.splits[split]
+  more = functools.partial(tasks.encode, tokenizer=p.model.tokenizer, max_length=c.max_length)
+  found = {'task': stages.only(p.data, split)}
+  if p.wording:
+    found['plain'] = more(p.task, [one])
+  if c.unlabelled:
+    rows = tasks.unlabelled(p.task, one, c.unlabelled)
+    hidden = dataclasses.replace(p.task, labels=np.zeros_like(p.task.labels))
+    other = one._replace(train=rows, dev=rows[:0], test=rows)
+    found['unlabelled'] = more(hidden, [other], wording=p.wording)
+    if p.wording:
+      found['plain_unlabelled'] = more(hidden, [other])
+  return found
 
 
 def counted(p: Prepared) -> Prepared:
@@ -180,6 +206,11 @@ def _task(config: ConfigDict) -> tasks.Task:
 
 
 def _check(config: ConfigDict, fit: fits.Fit) -> None:
+  if config.unlabelled < 0 or (config.unlabelled and not config.program):
+    raise FewshotError(
+      f'config.unlabelled={config.unlabelled} is of programs that use unlabelled examples; set '
+      'config.program too, or leave it at 0'
+    )
   engine.check(options(config))
   if config.dtype not in DTYPES:
     raise FewshotError(f'config.dtype is {config.dtype!r}; there are {", ".join(DTYPES)}')

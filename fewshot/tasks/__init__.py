@@ -3,9 +3,9 @@
 from fewshot.tasks.base import Given, Task, make
 from fewshot.tasks.encode import Encoded, encode
 from fewshot.tasks.sources import CLASSES, from_arrays, from_csv, load
-from fewshot.tasks.splits import Split, kshot
+from fewshot.tasks.splits import Split, kshot, unlabelled
 
 __all__ = [
   'CLASSES', 'Encoded', 'Given', 'Split', 'Task', 'encode', 'from_arrays', 'from_csv', 'kshot',
-  'load', 'make',
+  'load', 'make', 'unlabelled',
 ]  # fmt: skip

@@ -63,6 +63,18 @@ def kshot(
   return [_split(task, k, seed, rows(task, k, seed, dev_k), test) for seed in seeds]
 
 
+def unlabelled(task: Task, split: Split, count: int) -> np.ndarray:
+  """The rows of at most `count` other examples of the train pool, drawn by the split's seed.
+
+  Whoever takes them looks at no label: none of what they show is in the split's train, dev or test.
+  """
+  used = np.concatenate([split.train, split.dev, split.test])
+  rows = _by_id(task, task.train[~np.isin(task.ids[task.train], task.ids[used])])
+  if not len(rows):
+    raise FewshotError(f'{task.name}: its train pool holds no example beside split {split.seed}')
+  return np.sort(np.random.default_rng(split.seed).permutation(rows)[:count])
+
+
 def _draw(task: Task, k: int, seed: int, dev_k: int) -> Given:
   """k train and dev_k dev examples of each class, in the order of a shuffle."""
   rng = np.random.default_rng(seed)

@@ -188,3 +188,18 @@ def test_no_dev_set_is_given():
   task = published(given={0: (range(6), [])})
   with pytest.raises(FewshotError, match=r'hold 0 examples of 3 classes; dev_k=1 is to be 0$'):
     tasks.kshot(task, 2, [0], dev_k=1)
+
+
+def test_unlabelled_rows_are_beside_the_split_and_repeats_of_it_are_left_out():
+  texts = [f't{i}' for i in range(20)] + ['t0', 't1']
+  task = tasks.make('toy', texts, [i % 2 for i in range(20)] + [0, 1], test=range(15, 20))
+  (split,) = tasks.kshot(task, 3, [4], dev_k=1)
+  rows = tasks.unlabelled(task, split, 99)
+  used = set(task.ids[np.concatenate([split.train, split.dev, split.test])])
+  assert len(rows) == 15 - 8 and not used & set(task.ids[rows])
+  few = tasks.unlabelled(task, split, 3)
+  assert len(few) == 3 and set(few) < set(rows)
+  np.testing.assert_array_equal(few, tasks.unlabelled(task, split, 3))
+  (whole,) = tasks.kshot(tasks.make('t', texts[:8], [0, 1] * 4, test=[6, 7]), 3, [0])
+  with pytest.raises(FewshotError, match='no example beside split 0'):
+    tasks.unlabelled(tasks.make('t', texts[:8], [0, 1] * 4, test=[6, 7]), whole, 1)
