@@ -76,7 +76,7 @@ def sgd(
   )
   return Fit(
     steps,
-    functools.partial(_start, recipe),
+    functools.partial(begin, recipe),
     functools.partial(_step, recipe),
     functools.partial(_finish, recipe),
     varies=('lr', 'head_lr', 'weight_decay'),
@@ -116,9 +116,10 @@ def _transformation(r: Recipe, loss: Loss) -> optax.GradientTransformationExtraA
   return optax.with_extra_args_support(optax.chain(bound, loss.optimizer(groups)))
 
 
-def _start(
+def begin(
   r: Recipe, loss: Loss, theta: Theta, state: State, data: Data, key: Array
 ) -> dict[str, Any]:
+  """The carry before the first step: theta and state, the optimizer's state, the loss curve."""
   del key
   if not jax.tree.leaves(theta):
     raise FewshotError('sgd has nothing to train: this method has no theta; fit it by prototypes()')
@@ -138,11 +139,21 @@ def _start(
 
 
 def _step(r: Recipe, loss: Loss, carry: Any, data: Data, key: Array, t: Array) -> dict[str, Any]:
+  n = next(iter(data.train.values())).shape[0]
+  new = descend(r, loss, carry, data, _rows(r, n, key, t), key, t)
+  if not r.eval_every:
+    return new
+  due = ((t + 1) % r.eval_every == 0) | (t + 1 == r.steps)
+  return new | {'best': jax.lax.cond(due, lambda: _better(loss, new, data), lambda: new['best'])}
+
+
+def descend(
+  r: Recipe, loss: Loss, carry: Any, data: Data, rows: Array, key: Array, t: Array
+) -> dict[str, Any]:
+  """The carry after step t, on the train examples `rows` [m, b], m parts one after another."""
   theta, scale = carry['theta'], carry.get('scale')
   noise = jax.random.fold_in(jax.random.fold_in(key, 1), t)
-  n = next(iter(data.train.values())).shape[0]
-  rows = loss.share(_rows(r, n, key, t))
-  examples = {k: jnp.asarray(v)[rows] for k, v in data.train.items()}
+  examples = {k: jnp.asarray(v)[loss.share(rows)] for k, v in data.train.items()}
   value, state, grads = _gradient(loss, theta, carry['state'], examples, noise, scale)
   updates, opt = _transformation(r, loss).update(
     grads, carry['opt'], theta, method_state=state, frozen=loss.params, step=t, key=noise
@@ -153,12 +164,7 @@ def _step(r: Recipe, loss: Loss, carry: Any, data: Data, key: Array, t: Array) -
     'opt': opt,
     'curve': carry['curve'].at[t].set(value),
   }
-  if scale is not None:
-    new = scaling.keep_finite(grads, new, carry)
-  if not r.eval_every:
-    return new
-  due = ((t + 1) % r.eval_every == 0) | (t + 1 == r.steps)
-  return new | {'best': jax.lax.cond(due, lambda: _better(loss, new, data), lambda: new['best'])}
+  return new if scale is None else scaling.keep_finite(grads, new, carry)
 
 
 def _gradient(
