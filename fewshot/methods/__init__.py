@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from fewshot.methods import (
   adapters,
+  comparing,
   conv,
   deep_prompts,
   deltas,
@@ -36,6 +37,7 @@ from fewshot.methods.adapters import *
 from fewshot.methods.base import Calib, Forward, Method, adapt, as_weights, chain, merge, method
 from fewshot.methods.choices import Top
 from fewshot.methods.chosen import Chosen, jaccard, overlap, saved
+from fewshot.methods.comparing import *
 from fewshot.methods.conv import *
 from fewshot.methods.deep_prompts import *
 from fewshot.methods.deltas import *
@@ -94,6 +96,7 @@ FILES = {
   deep_prompts: 'input',
   heads: 'head',
   label_heads: 'head',
+  comparing: 'head',
 }
 METHODS: tuple[Callable[..., Method], ...] = (
   *(getattr(file, name) for file in FILES for name in file.__all__),
