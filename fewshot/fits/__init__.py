@@ -2,11 +2,13 @@
 
 from fewshot.errors import FewshotError
 from fewshot.fits.base import Data, Fit, Loss
-from fewshot.fits.closed import prototypes
+from fewshot.fits.closed import memory, prototypes
+from fewshot.fits.logistic import logistic
+from fewshot.fits.setfit import setfit
 from fewshot.fits.sgd import sgd
 from fewshot.methods import spelling
 
-VOCABULARY = {f.__name__: f for f in (sgd, prototypes)}
+VOCABULARY = {f.__name__: f for f in (sgd, setfit, logistic, prototypes, memory)}
 
 
 def parse(text: str) -> Fit:
@@ -21,4 +23,15 @@ def parse(text: str) -> Fit:
   return made
 
 
-__all__ = ['VOCABULARY', 'Data', 'Fit', 'Loss', 'parse', 'prototypes', 'sgd']
+__all__ = [
+  'VOCABULARY',
+  'Data',
+  'Fit',
+  'Loss',
+  'logistic',
+  'memory',
+  'parse',
+  'prototypes',
+  'setfit',
+  'sgd',
+]
