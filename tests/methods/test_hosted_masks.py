@@ -12,6 +12,7 @@ import pytest
 
 from fewshot import methods, objectives, papers
 from fewshot.methods import paths, scoring
+from fewshot.methods.activations import outputs
 from fewshot.methods.leaves import floats
 from fewshot.models import bert
 from tests.conftest import CLASSES, Tiny, random_batch, random_params
@@ -122,17 +123,38 @@ def test_landermt_trains_the_neurons_that_are_aware_of_the_task(table, tiny):
   assert {p.rsplit('/', 1)[1] for p in found} == {'kernel', 'bias'}
 
 
-def test_the_head_that_patching_finds_trains_alone(table, tiny):
-  found = moved(table['precise-head-mlp-tuning']['hosted_by'], tiny)
-  effects = scored(scoring.patching(), tiny)
+def test_the_head_and_the_mlp_that_patching_finds_train_alone(table, tiny):
+  """With counterfactual examples beside those of the task."""
+  counter = random_batch((6, 7), np.random.default_rng(9))
+  more = {f'counter_{k}': counter[k] for k in ('tokens', 'mask')}
+  asked = tiny._replace(calib=tiny.calib._replace(batch=tiny.batch | more))
+  found = moved(table['precise-head-mlp-tuning']['hosted_by'], asked)
+  effects = scored(scoring.patching(), asked)
   core = max(effects, key=lambda p: float(effects[p].max()))
   own = np.repeat(np.arange(4) == int(effects[core].argmax()), 8)
   attention = core.removesuffix('core')
   want = {f'{attention}{n}/kernel': own[None] for n in ('query', 'key', 'value')}
   want |= {f'{attention}{n}/bias': own for n in ('query', 'key', 'value')}
   want[f'{attention}out/kernel'] = own[:, None]
-  assert set(found) == set(want)
+  mlp = max(patched := mlps_patched(tiny, counter), key=patched.get)
+  want |= {p: np.array(True) for p in floats(tiny.params) if p.startswith(f'{mlp}/')}
+  assert set(found) == set(want) and len(patched) == 2
   assert all((found[p] == m).all() for p, m in want.items())
+  np.testing.assert_allclose(scored(scoring.mlp_patching(), asked)[mlp], patched[mlp], rtol=1e-3)
+
+
+def mlps_patched(tiny: Tiny, counter: Any) -> dict[str, float]:
+  """What the loss gains by each MLP's output on the counterfactual, all heads as they were."""
+  read = lambda batch, where: outputs(tiny.forward, tiny.params, batch, where)  # noqa: E731
+  heads, other = read(tiny.batch, '.*/core'), read(counter, '.*/mlp')
+
+  def loss(given: Any) -> float:
+    ts = {p: {'y': y} for p, y in given.items()}
+    run = methods.in_activations('.*', dict, lambda t, f, *args: t['y']).wrap(tiny.forward, ts, {})
+    out = run(tiny.params, tiny.batch)
+    return float(tiny.calib.loss(out, tiny.batch).mean())
+
+  return {p: loss(heads | {p: y}) - loss({}) for p, y in other.items()}
 
 
 def test_ram_trains_the_modules_of_the_largest_conductance(table, tiny):

@@ -21,9 +21,10 @@ from fewshot.methods.scoring.base import (
 )
 from fewshot.methods.scoring.observed import slopes, token_means, weighted
 
-__all__ = ['head_importance', 'head_norms', 'head_scales', 'patching']
+__all__ = ['head_importance', 'head_norms', 'head_scales', 'mlp_patching', 'patching']
 Array = jax.Array
 CORES = r'(.*/)?core'
+COUNTER = 'counter_'  # Before the name of an entry: that of the counterfactual example.
 
 
 @score
@@ -114,9 +115,10 @@ def patching(where: Where = CORES) -> Score:
 
       s_h = L(z_h of another example, all other heads as they were) - L
 
-  The other example is the next one of another class.  All other heads return what they did, so that
-  the effect is that of the paths from this head on that pass no other one (Wang et al. 2022,
-  arXiv:2211.00593); the effect is of the mean loss.  A forward pass a head, of the whole batch.
+  The other example is the counterfactual that the batch has beside each (`counter_tokens` beside
+  `tokens`, and so on); without any, the next one of another class.  All other heads return what
+  they did, so that the effect is that of the paths from this head on that pass no other one (Wang
+  et al. 2022, arXiv:2211.00593); it is of the mean loss.  A forward pass a head, of the batch.
 
   >>> patching().of
   'head'
@@ -143,13 +145,47 @@ def patching(where: Where = CORES) -> Score:
   return Score(fn, 'head')
 
 
+@score
+def mlp_patching(where: Where = r'(.*/)?mlp', heads: Where = CORES) -> Score:
+  """Path patching of MLPs, of precise tuning (Zhang et al. 2024, arXiv:2409.01659).
+
+      s_m = L(y_m of another example, all heads as they were) - L
+
+  The effect of what an MLP returns on the paths that pass no head; other MLPs follow.  The other
+  example is as of `patching`.  A forward pass an MLP, of the whole batch.
+
+  >>> mlp_patching().of
+  'site'
+  """
+
+  def fn(key: Array, forward: Forward, params: Params, calib: Calib) -> Leaves:
+    del key
+    batch, head, loss = calib.batch, classifier(forward, params, calib), losses(calib)
+    held = {p: {'z': z} for p, z in outputs(forward, params, batch, heads).items()}
+    still = in_activations(heads, dict, lambda t, f, *args: t['z']).wrap(forward, held, {})
+    swap = in_activations(where, dict, lambda t, f, x: jnp.where(t['pick'] > 0, t['other'], f(x)))
+    other = outputs(forward, params, _others(batch), where)
+
+    def patched(pick: Array) -> Array:
+      ts = {p: {'other': y, 'pick': pick[i]} for i, (p, y) in enumerate(other.items())}
+      return loss(head(swap.wrap(still, ts, {})(params, batch)), batch).mean()
+
+    effects = jax.lax.map(patched, jnp.eye(len(other)))
+    return dict(zip(other, effects - loss(head(forward(params, batch)), batch).mean(), strict=True))
+
+  return Score(fn, 'site')
+
+
 def _swapped(t: dict[str, Array], f: object, *args: Array) -> Array:
   del f, args
   return jnp.where(t['pick'][:, None] > 0, t['other'], t['z'])
 
 
 def _others(batch: Batch) -> Batch:
-  """For each example the next one that has another label, or just the next one."""
+  """For each example its counterfactual; or the next one of another label, or just the next one."""
+  counter = {k.removeprefix(COUNTER): v for k, v in batch.items() if k.startswith(COUNTER)}
+  if counter:
+    return batch | counter
   n, names = count(batch), rowwise(batch)
   order = (jnp.arange(n)[:, None] + jnp.arange(1, n + 1)) % n
   first = jnp.zeros(n, int)
