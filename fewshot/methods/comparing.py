@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fewshot.errors import FewshotError
 from fewshot.methods.base import (
   Batch,
   Calib,
@@ -30,8 +29,9 @@ def neighbours(k: int = 5, classes: int = 0) -> Method:
 
       logits_c = sum over the k nearest i with y_i = c of  1 + cos(f, f_i) / 2k
 
-  A class with more votes always wins, and of as many the one that is nearer.  The unit features
-  [N, d] and labels [N] of the examples are state, set by the fit `memory()`: nothing trains.
+  A class with more votes always wins, and of as many the one that is nearer; all vote where there
+  are fewer than k.  The unit features [N, d] and one-hot labels [N, classes] of the examples are
+  state, set by the fit `memory()`: nothing trains.
 
   >>> neighbours(k=3).mergeable
   False
@@ -42,16 +42,15 @@ def neighbours(k: int = 5, classes: int = 0) -> Method:
     del key
     d, dtype = features(forward, params, calib)
     n = shapes_of(forward, params, calib)['features'].shape[0]
-    if n < k:
-      raise FewshotError(f'neighbours(k={k}) asks {k} of {n} train examples; take k={n} or less')
-    # As floats, the number of classes keeps its place in the shape of the state.
+    # One-hot labels: the number of classes keeps its place in the shape of the state.
     votes = jnp.zeros((n, count_classes(classes, calib)), dtype)
     return {}, {'head': {'features': jnp.zeros((n, d), dtype), 'votes': votes}}
 
   def logits(theta: Theta, state: State, outputs: Outputs, batch: Batch) -> Array:
     del theta, batch
     kept, votes = (jnp.asarray(state['head'][name]) for name in ('features', 'votes'))
-    near, index = jax.lax.top_k(unit(outputs['features'].astype(kept.dtype)) @ kept.T, k)
+    cosines = unit(outputs['features'].astype(kept.dtype)) @ kept.T
+    near, index = jax.lax.top_k(cosines, min(k, len(kept)))
     return ((1 + near / (2 * k))[..., None] * votes[index]).sum(1)
 
   return Method(init, wrap=scored_by(logits))

@@ -63,9 +63,8 @@ def test_in_a_chain_the_features_are_the_adapted_ones():
   np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_more_neighbours_than_examples_are_refused():
-  with pytest.raises(FewshotError, match=r'neighbours\(k=6\) asks 6 of 5 train examples; take k=5'):
-    scores(6, [[1, 0]])
+def test_where_there_are_fewer_all_vote():
+  np.testing.assert_allclose(scores(9, [[7, 0]]), [[2 + 1.4 / 18, 2, 1]], atol=1e-6)
   with pytest.raises(FewshotError, match='k is at least 1'):
     methods.neighbours(0)
 
