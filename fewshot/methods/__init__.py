@@ -11,6 +11,7 @@ from fewshot.methods import (
   heads,
   kronecker,
   label_heads,
+  likelihoods,
   lora_more,
   lora_shared,
   lora_variants,
@@ -44,6 +45,7 @@ from fewshot.methods.deltas import *
 from fewshot.methods.heads import *
 from fewshot.methods.kronecker import *
 from fewshot.methods.label_heads import *
+from fewshot.methods.likelihoods import *
 from fewshot.methods.lora_more import *
 from fewshot.methods.lora_shared import *
 from fewshot.methods.lora_variants import *
@@ -97,6 +99,7 @@ FILES = {
   heads: 'head',
   label_heads: 'head',
   comparing: 'head',
+  likelihoods: 'head',
 }
 METHODS: tuple[Callable[..., Method], ...] = (
   *(getattr(file, name) for file in FILES for name in file.__all__),

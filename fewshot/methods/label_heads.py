@@ -42,11 +42,7 @@ def verbalizer(
   "verbalizer(((7,), (9, 12)), join='max')"
   """
   check_word('verbalizer', 'join', join, JOINS)
-  if len(words) < 2 or not all(isinstance(w, tuple) and w for w in words):
-    raise FewshotError(f'verbalizer({words}) takes token ids of two classes or more: ((7,), (9,))')
-  used = [i for w in words for i in w]
-  if any(type(i) is not int or i < 0 for i in used):
-    raise FewshotError(f'verbalizer({words}) takes token ids, as the tokenizer gives them')
+  used = check_words('verbalizer', words)
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     del key
@@ -61,7 +57,7 @@ def verbalizer(
   def logits(theta: Theta, state: State, outputs: Outputs, batch: Batch) -> Array:
     del theta, state
     z = outputs['token_logits']
-    z = (z if 'slots' in batch else _at(z, _last(outputs, 1))).mean(1)
+    z = (z if 'slots' in batch else _at(z, last_tokens(outputs, 1))).mean(1)
     return jnp.stack([JOINS[join](z[:, np.array(w)], -1) for w in words], -1)
 
   return Method(init, wrap=scored_by(logits))
@@ -93,11 +89,21 @@ def label_embeddings(tokens: int = 1, classes: int = 0) -> Method:
   def logits(theta: Theta, state: State, outputs: Outputs, batch: Batch) -> Array:
     del state
     labels = theta['head']['labels']
-    slots = batch['slots'] if 'slots' in batch else _last(outputs, tokens)
+    slots = batch['slots'] if 'slots' in batch else last_tokens(outputs, tokens)
     h = _at(outputs['hidden'], slots).astype(labels.dtype)
     return jnp.einsum('bmd,cmd->bc', h, labels) / tokens
 
   return Method(init, wrap=scored_by(logits))
+
+
+def check_words(name: str, words: tuple[tuple[int, ...], ...]) -> list[int]:
+  """All ids of the words of two classes or more; anything else is refused."""
+  if len(words) < 2 or not all(isinstance(w, tuple) and w for w in words):
+    raise FewshotError(f'{name}({words}) takes token ids of two classes or more: ((7,), (9,))')
+  used = [i for w in words for i in w]
+  if any(type(i) is not int or i < 0 for i in used):
+    raise FewshotError(f'{name}({words}) takes token ids, as the tokenizer gives them')
+  return used
 
 
 def _require(forward: Forward, params: Params, calib: Calib, name: str, what: str) -> Outputs:
@@ -122,7 +128,7 @@ def _at(x: Array, slots: Array) -> Array:
   return jnp.take_along_axis(x, slots[..., None], 1)
 
 
-def _last(outputs: Outputs, count: int) -> Array:
+def last_tokens(outputs: Outputs, count: int) -> Array:
   """The positions [B, count] of the last tokens of each text; a shorter text repeats its first."""
   mask = outputs['mask']
   place = jnp.arange(mask.shape[1])
