@@ -6,9 +6,11 @@ from fewshot.fits.closed import memory, prototypes
 from fewshot.fits.logistic import logistic
 from fewshot.fits.setfit import setfit
 from fewshot.fits.sgd import sgd
+from fewshot.fits.untrained import untrained
 from fewshot.methods import spelling
 
 VOCABULARY = {f.__name__: f for f in (sgd, setfit, logistic, prototypes, memory)}
+VOCABULARY = {f.__name__: f for f in (sgd, prototypes, untrained)}
 
 
 def parse(text: str) -> Fit:
@@ -35,3 +37,4 @@ __all__ = [
   'setfit',
   'sgd',
 ]
+__all__ = ['VOCABULARY', 'Data', 'Fit', 'Loss', 'parse', 'prototypes', 'sgd', 'untrained']
