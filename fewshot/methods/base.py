@@ -113,6 +113,7 @@ class Method(NamedTuple):
   merges_last: bool = False  # Where what it merges into depends on what others merge.
   innermost: bool = False  # Where its wrap stands for a change of weights: others wrap around it.
   parts: tuple['Method', ...] = ()  # Of a chain: what it folds.
+  draws_as: str = ''  # The method whose key it takes, so that both draw the same; '' for its own.
 
   @property
   def mergeable(self) -> bool:
@@ -156,7 +157,6 @@ def method(constructor: Callable[P, Method]) -> Callable[P, Method]:
   the method: the constructor is called again with what came of it.
   """
   build = spelled(constructor)
-  salt = paths.stable_hash(constructor.__name__)
   parameters = inspect.signature(constructor).parameters
 
   @functools.wraps(constructor)
@@ -165,6 +165,7 @@ def method(constructor: Callable[P, Method]) -> Callable[P, Method]:
     given += args[len(given) :]
     named: Any = {n: _given(parameters, n, a) for n, a in kwargs.items()}
     m = build(*given, **named)
+    salt = paths.stable_hash(m.draws_as or constructor.__name__)
 
     def init(key: Array, *rest: Any) -> tuple[Theta, State]:
       return m.init(jax.random.fold_in(key, salt), *rest)
