@@ -5,6 +5,8 @@ from collections.abc import Callable
 from fewshot.methods import (
   adapters,
   comparing,
+  calibration,
+  context,
   conv,
   deep_prompts,
   deltas,
@@ -36,9 +38,11 @@ from fewshot.methods import (
 from fewshot.methods.activations import Site, in_activations, inputs, sites
 from fewshot.methods.adapters import *
 from fewshot.methods.base import Calib, Forward, Method, adapt, as_weights, chain, merge, method
+from fewshot.methods.calibration import *
 from fewshot.methods.choices import Top
 from fewshot.methods.chosen import Chosen, jaccard, overlap, saved
 from fewshot.methods.comparing import *
+from fewshot.methods.context import *
 from fewshot.methods.conv import *
 from fewshot.methods.deep_prompts import *
 from fewshot.methods.deltas import *
@@ -95,11 +99,13 @@ FILES = {
   reduction: 'activation',
   prompts: 'input',
   prefixes: 'activation',
+  context: 'activation',
   deep_prompts: 'input',
   heads: 'head',
   label_heads: 'head',
   comparing: 'head',
   likelihoods: 'head',
+  calibration: 'head',
 }
 METHODS: tuple[Callable[..., Method], ...] = (
   *(getattr(file, name) for file in FILES for name in file.__all__),

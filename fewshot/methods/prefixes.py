@@ -26,13 +26,12 @@ from fewshot.methods.base import (
   method,
 )
 from fewshot.methods.paths import Where
-from fewshot.methods.weights import SHARED, join, widen
+from fewshot.methods.weights import SHARED, join
 
-__all__ = ['context_tuning', 'llama_adapter', 'prefix']
+__all__ = ['llama_adapter', 'prefix']
 Array = jax.Array
 CORES = r'.*/attn/core'
 INPUTS = 'inputs'  # Where positions are counted.
-BASE = 1_000_003  # Of the fingerprints.
 
 
 @method
@@ -55,7 +54,7 @@ def prefix(length: int = 10, width: int | None = None, where: Where = CORES) -> 
   at_least_one('prefix', length=length, width=width)
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
-    read = jax.eval_shape(lambda: _attended(forward, params, calib.batch, where))
+    read = jax.eval_shape(lambda: attended(forward, params, calib.batch, where))
     theta: Theta = {}
     for path, (k, _) in read.items():
       at, dtype = _key(key, path), jnp.promote_types(k.dtype, jnp.float32)
@@ -63,11 +62,11 @@ def prefix(length: int = 10, width: int | None = None, where: Where = CORES) -> 
     if width:
       d = k.shape[2] * k.shape[3]  # Of the last; the same in all layers of one stack.
       theta[SHARED] = _begin(_key(key, SHARED), (length, d), width, dtype)
-    return theta | _counting(forward, params, calib.batch), {}
+    return theta | counting(forward, params, calib.batch), {}
 
   def wrap(forward: Forward, theta: Theta, state: State) -> Forward:
     ts = {p: {} if p == INPUTS else _made(t) for p, t in join(theta, state).items()}
-    return _prefixed(forward, ts, jnp.ones((1, length), bool))
+    return prefixed(forward, ts, jnp.ones((1, length), bool))
 
   return Method(init, wrap=wrap)
 
@@ -102,63 +101,19 @@ def llama_adapter(length: int = 10, where: Where = CORES) -> Method:
   def wrap(forward: Forward, theta: Theta, state: State) -> Forward:
     def adapted(params: Params, batch: Batch, key: Array | None = None) -> Outputs:
       ts = {p: {'gate': t['gate'], **_projected(params, p, t)} for p, t in theta.items()}
-      return _at_cores(call).wrap(forward, ts, state)(params, batch, key)
+      return at_cores(call).wrap(forward, ts, state)(params, batch, key)
 
     return adapted
 
   return Method(init, wrap=wrap)
 
 
-@method
-def context_tuning(length: int = 64, dropout: float = 0.05, where: Where = CORES) -> Method:
-  """Context tuning, CT-KV (Lu et al. 2025, arXiv:2507.04221): a prefix that starts as the examples.
-
-  The rows of tokens that a run starts from are put one after another, cut at `length` tokens, and
-  read by the frozen model; K and V [length, G, D] of every core are what it attends to then:
-
-      y = softmax(q [K; k]^T) [V; v]
-
-  So a decoder starts as the one that reads the examples first, as in in-context learning.  In
-  training (when the forward pass has a key) a row does not see its own example, and each token of
-  the prefix is hidden with the probability `dropout`.  For CT-Prompt see `soft_prompt`.
-
-  >>> context_tuning(length=8).mergeable
-  False
-  """
-  at_least_one('context_tuning', length=length)
-  if not 0 <= dropout < 1:
-    raise FewshotError(f'context_tuning(dropout={dropout}) is no probability below 1')
-  salt = paths.stable_hash('context_tuning')
-
-  def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
-    del key
-    text, state = _context(calib.batch, length)
-    read = _attended(forward, params, text, where)
-    theta = {p: {'keys': widen(k[0]), 'values': widen(v[0])} for p, (k, v) in read.items()}
-    return theta | _counting(forward, params, calib.batch), {SHARED: state}
-
-  def wrap(forward: Forward, theta: Theta, state: State) -> Forward:
-    context = state[SHARED]
-
-    def adapted(params: Params, batch: Batch, key: Array | None = None) -> Outputs:
-      seen = context['seen'][None]
-      if key is not None:
-        own = _fingerprint(batch)[:, None] == context['owner']
-        kept = jax.random.bernoulli(jax.random.fold_in(key, salt), 1.0 - dropout, own.shape)
-        seen = seen & kept & ~own
-      return _prefixed(forward, theta, seen, context['seen'].sum())(params, batch, key)
-
-    return adapted
-
-  return Method(init, wrap=wrap)
-
-
-def _prefixed(
+def prefixed(
   forward: Forward, ts: dict[str, dict[str, Array]], seen: Array, count: Array | None = None
 ) -> Forward:
   """The forward whose cores read the keys and values of ts first, where `seen` [1 or B, n] holds.
 
-  Positions begin at `count`, by default n.
+  Positions begin at `count` (or [B, 1] of them), by default n.
   """
   n = seen.shape[1]
   offset = jnp.asarray(n if count is None else count, jnp.int32)
@@ -166,7 +121,7 @@ def _prefixed(
   def call(t: dict[str, Array], f: Any, *args: Any) -> Any:
     return _read(t, seen, f, *args) if t else _shifted(offset, f, *args)
 
-  inner = _at_cores(call).wrap(forward, ts, {})
+  inner = at_cores(call).wrap(forward, ts, {})
 
   def adapted(params: Params, batch: Batch, key: Array | None = None) -> Outputs:
     if INPUTS in ts:
@@ -207,7 +162,7 @@ def _cores(forward: Forward, params: Params, batch: Batch, where: Where) -> dict
   return found
 
 
-def _attended(
+def attended(
   forward: Forward, params: Params, batch: Batch, where: Where
 ) -> dict[str, tuple[Array, Array]]:
   """The keys and values [B, K, G, D] that the selected cores read, by path."""
@@ -219,16 +174,16 @@ def _attended(
     return f(*args)
 
   found = _cores(forward, params, batch, where)  # In the order of the calls.
-  _at_cores(call).wrap(forward, {p: {} for p in found}, {})(params, batch)
+  at_cores(call).wrap(forward, {p: {} for p in found}, {})(params, batch)
   return dict(zip(found, read, strict=True))
 
 
-def _at_cores(call: Any) -> Method:
+def at_cores(call: Any) -> Method:
   """Only its `wrap` is used, with entries of t that are made from theta and params."""
   return in_activations(CORES, lambda key, site: {}, call)
 
 
-def _counting(forward: Forward, params: Params, batch: Batch) -> Theta:
+def counting(forward: Forward, params: Params, batch: Batch) -> Theta:
   """An empty entry for `inputs` where tokens get their positions there: images have none."""
   site = sites(forward, params, batch, '.*').get(INPUTS)
   return {INPUTS: {}} if site is not None and site.inputs > 2 else {}
@@ -297,33 +252,6 @@ def _kernel(leaves: dict[str, Array], core: str, name: str) -> Array:
   if path not in leaves:
     raise FewshotError(f'llama_adapter projects its prompt by {path!r}, which is not there')
   return leaves[path]
-
-
-def _context(batch: Batch, length: int) -> tuple[Batch, dict[str, Array]]:
-  """The real tokens of all rows as one row of `length`, and which tokens are whose.
-
-  seen [length] holds where there is a token; owner [length] is the fingerprint of its row.
-  """
-  if 'tokens' not in batch or 'mask' not in batch:
-    raise FewshotError(
-      'context_tuning starts from rows of tokens and mask, and the batch has '
-      f'{", ".join(batch) or "nothing"}; take a model of texts'
-    )
-  mask = jnp.asarray(batch['mask'], bool)
-  order = jnp.argsort(~mask.reshape(-1), stable=True)[:length]
-  pick = lambda x: jnp.pad(x.reshape(-1)[order], (0, length - len(order)))  # noqa: E731
-  owner = jnp.broadcast_to(_fingerprint(batch)[:, None], mask.shape)
-  seen = pick(mask)
-  text = {'tokens': pick(jnp.asarray(batch['tokens']))[None], 'mask': seen[None]}
-  return text, {'seen': seen, 'owner': pick(owner)}
-
-
-def _fingerprint(batch: Batch) -> Array:
-  """A number of 32 bits for each row's real tokens, however they are padded: [B]."""
-  mask = jnp.asarray(batch['mask'], bool)
-  powers = jnp.cumprod(jnp.full(mask.shape[1] + 1, BASE, jnp.uint32))
-  terms = (jnp.asarray(batch['tokens']).astype(jnp.uint32) + 1) * powers[jnp.cumsum(mask, 1)]
-  return jnp.where(mask, terms, jnp.uint32(0)).sum(1, dtype=jnp.uint32)
 
 
 def _key(key: Array, path: str) -> Array:

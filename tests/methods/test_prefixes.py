@@ -91,7 +91,7 @@ def test_positions_begin_behind_the_prefix():
   """A prefix that no query sees shifts the positions, and changes nothing else."""
   model = decoders.tiny('gpt2')
   theta, _, _ = starts(methods.prefix(length=N), model)
-  adapted = prefixes._prefixed(model.forward, theta, np.zeros((1, N), bool))
+  adapted = prefixes.prefixed(model.forward, theta, np.zeros((1, N), bool))
   table = model.params['inputs']['positions']['embedding']
   moved = {**model.params, 'inputs': {'positions': {'embedding': np.roll(table, -N, 0)}}}
   want = model.forward(moved, model.batch)['token_logits']
@@ -120,66 +120,17 @@ def test_a_gate_weighs_attention_to_the_prompt(perturb):
     extra = attention(q, many(heads('key')), many(heads('value')), everything, np.zeros((4, 6, N)))
     return f(q, k, v, mask) + theta[path]['gate'] * extra.astype(np.float32)
 
-  by_hand = prefixes._at_cores(call).wrap(model.forward, {path: {}}, {})
+  by_hand = prefixes.at_cores(call).wrap(model.forward, {path: {}}, {})
   want = by_hand(model.params, model.batch)['hidden']
   got = methods.adapt(method, model.forward, theta, state)(model.params, model.batch)['hidden']
   np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def examples(length=16):
-  """A decoder, and the context of its rows of 6, 3 and 1 tokens, as one row."""
-  model = decoders.tiny('gpt2')
-  rows = [t[m] for t, m in zip(model.batch['tokens'], model.batch['mask'], strict=True)]
-  return model, np.concatenate(rows), starts(methods.context_tuning(length=length), model)
-
-
-def test_context_tuning_starts_as_in_context_learning():
-  """A decoder with the examples as its prefix is the one that reads them first."""
-  model, context, (_, state, adapted) = examples()
-  assert state['*']['seen'].sum() == len(context) == 10
-  text = np.array([[7, 8, 9, 3], [4, 5, 6, 1]])
-  batch = {'tokens': text, 'mask': np.ones(text.shape, bool)}
-  whole = np.concatenate([np.broadcast_to(context, (2, 10)), text], 1)
-  want = model.forward(model.params, {'tokens': whole, 'mask': np.ones(whole.shape, bool)})
-  got = adapted(model.params, batch)
-  np.testing.assert_allclose(got['token_logits'], want['token_logits'][:, 10:], atol=1e-5)
-
-
-def test_in_training_a_row_does_not_see_its_own_example():
-  """Changing the keys and values of an example moves all rows but its own, however padded."""
-  model, _, (theta, state, _) = examples()
-  method = methods.context_tuning(length=16, dropout=0.0)
-  second = np.arange(16)[:, None, None] // 3 == 2  # The tokens 6 to 8, of the second row.
-  moved = jax.tree.map(lambda x: np.where(second, x + 1, x), theta)
-  longer = {n: np.pad(x, ((0, 0), (0, 2))) for n, x in model.batch.items()}
-  outputs = [
-    methods.adapt(method, model.forward, t, state)(model.params, longer, KEY)['features']
-    for t in (theta, moved)
-  ]
-  change = np.abs(outputs[1] - outputs[0]).max(-1)
-  assert change[1] == 0 and (change[[0, 2]] > 1e-3).all()
-
-
-def test_dropout_hides_tokens_of_the_context_in_training_only():
-  model, _, (theta, state, adapted) = examples()
-  free = {'tokens': np.array([[7, 8, 9]]), 'mask': np.ones((1, 3), bool)}  # None of the examples.
-  most = methods.adapt(methods.context_tuning(16, dropout=0.999), model.forward, theta, state)
-  features = lambda f, *key: np.asarray(f(model.params, free, *key)['features'])  # noqa: E731
-  np.testing.assert_array_equal(features(most), features(adapted))
-  hidden = prefixes._prefixed(model.forward, theta, np.zeros((1, 16), bool), jnp.int32(10))
-  np.testing.assert_allclose(features(most, KEY), features(hidden), atol=1e-5)
-
-
-def test_other_sites_and_batches_are_refused(tiny):
-  image = laws.fixture('vit-tiny')
+def test_other_sites_are_refused(tiny):
   with pytest.raises(FewshotError, match=r'block_\*/mlp \(2\): no cores of attention'):
     methods.prefix(where='.*/mlp').init(KEY, tiny.forward, tiny.params, tiny.calib)
-  with pytest.raises(FewshotError, match='rows of tokens and mask, and the batch has image'):
-    methods.context_tuning().init(KEY, image.model.forward, image.model.params, image.calib)
   with pytest.raises(FewshotError, match=r'prefix\(length=0\) is too small'):
     methods.prefix(length=0)
-  with pytest.raises(FewshotError, match=r'dropout=1.0\) is no probability'):
-    methods.context_tuning(dropout=1.0)
 
 
 @pytest.mark.parametrize('name', ['t5-tiny', 'mpnet-mlm-tiny', 'clip-tiny', 'gemma3-tiny'])
