@@ -34,6 +34,7 @@ def default() -> ConfigDict:
       'splits': (0, 1, 2, 3, 4),  # Seeds of the K-shot draws, or of a task's given splits.
       'seeds': (0,),  # Seeds of the initialisation.
       'prompt': '',  # Shown as "cloze('{text} It was {mask}.', 'bad, good')"; '' as it is.
+      'calibration': 'none',  # Of label words: contextual or domain.
       'unlabelled': 0,  # Train examples without their labels, for programs that use some.
       'max_length': 64,  # Tokens; longer texts are cut.
       'max_test': 500,  # Test items, drawn once; 0 for all.

@@ -43,7 +43,9 @@ class Prepared(NamedTuple):
   @property
   def label(self) -> str:
     """What is compared with other rows, as spelled; a prompt is named beside it."""
-    return methods.spell(self.program or self.own or self.method)
+    own = methods.spell(self.program or self.own or self.method)
+    calibration = self.config.calibration
+    return own if calibration == 'none' else f'{own} with {calibration} calibration'
 
   @property
   def fitted(self) -> str:
@@ -119,8 +121,7 @@ def _programmed(p: Prepared) -> Prepared:
       'records; leave grid, objective and checkpoints as they are'
     )
   if p.wording and p.wording.words:  # Their head trains nothing: it is a part of the model.
-    words = prompts.head(p.wording, p.model.tokenizer, p.task, c.max_length)
-    forward = methods.adapt(methods.parse(words), p.model.forward, {}, {})
+    forward = methods.adapt(_words(p), p.model.forward, {}, {})
     p = p._replace(model=p.model._replace(forward=forward))
   stages.check(program, stages.Setting(p.model, data_of(p, 0), len(p.task.classes)))
   total = methods.count(p.model.params)
@@ -179,9 +180,15 @@ def _check_start(p: Prepared) -> None:
 
 def _wording(config: ConfigDict, model: models.Model, task: tasks.Task) -> Wording | None:
   """The config's prompt in the tokens of the model."""
-  if not config.prompt:
+  if config.calibration not in prompts.CALIBRATIONS:
+    known = ', '.join(prompts.CALIBRATIONS)
+    raise FewshotError(f'config.calibration is {config.calibration!r}; there are {known}')
+  prompt = prompts.parse(config.prompt) if config.prompt else None
+  if config.calibration != 'none' and not (prompt and prompt.words):
+    raise FewshotError('config.calibration is of label words; set config.prompt with some')
+  if prompt is None:
     return None
-  return prompts.wording(prompts.parse(config.prompt), model, task.fields, task.classes)
+  return prompts.wording(prompt, model, task.fields, task.classes)
 
 
 def _with_head(p: Prepared) -> methods.Method:
@@ -190,13 +197,21 @@ def _with_head(p: Prepared) -> methods.Method:
   Label words are a head of their own.
   """
   if p.own is not None and p.wording is not None:
-    words = prompts.head(p.wording, p.model.tokenizer, p.task, p.config.max_length)
-    return methods.chain(p.method, methods.parse(words))
+    return methods.chain(p.method, _words(p))
   headed = methods.chain(p.method, methods.parse(p.config.head))
   try:
     return p.method if sweeps.has_logits(p.model, p.method, p.calib) else headed
   except sweeps.ForeignHead:
     return headed
+
+
+def _words(p: Prepared) -> methods.Method:
+  """What reads the classes by their label words."""
+  assert p.wording is not None
+  c = p.config
+  return methods.parse(
+    prompts.head(p.wording, p.model.tokenizer, p.task, c.max_length, c.calibration)
+  )
 
 
 def _task(config: ConfigDict) -> tasks.Task:

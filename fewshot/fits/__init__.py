@@ -9,8 +9,7 @@ from fewshot.fits.sgd import sgd
 from fewshot.fits.untrained import untrained
 from fewshot.methods import spelling
 
-VOCABULARY = {f.__name__: f for f in (sgd, setfit, logistic, prototypes, memory)}
-VOCABULARY = {f.__name__: f for f in (sgd, prototypes, untrained)}
+VOCABULARY = {f.__name__: f for f in (sgd, setfit, logistic, prototypes, memory, untrained)}
 
 
 def parse(text: str) -> Fit:
@@ -36,5 +35,5 @@ __all__ = [
   'prototypes',
   'setfit',
   'sgd',
+  'untrained',
 ]
-__all__ = ['VOCABULARY', 'Data', 'Fit', 'Loss', 'parse', 'prototypes', 'sgd', 'untrained']

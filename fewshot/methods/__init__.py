@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from fewshot.methods import (
   adapters,
-  comparing,
   calibration,
+  comparing,
   context,
   conv,
   deep_prompts,

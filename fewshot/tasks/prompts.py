@@ -20,7 +20,8 @@ from fewshot.tasks import templates
 from fewshot.tasks.base import Task
 from fewshot.tasks.templates import Filled, Reads, Template, check_texts
 
-Calibration = Literal['none', 'contextual', 'domain']
+CALIBRATIONS = ('none', 'contextual', 'domain')
+SCORES, JOINS = ('word', 'likelihood'), ('mean', 'max', 'logsumexp')
 DRAWN = 20  # Texts of random words for the calibration by domain.
 
 
@@ -31,14 +32,13 @@ class Prompt(NamedTuple):
   words: tuple[tuple[str, ...], ...] = ()  # Of each class, in the task's order; none: no classes.
   score: str = 'word'
   join: str = 'mean'
-  calibration: str = 'none'
   made: Made | None = None
 
   @property
   def hashes(self) -> dict[str, str]:
     """Those that a record names: of the templates and of the label words."""
     digest = lambda x: hashlib.sha256(repr(x).encode()).hexdigest()[:16]  # noqa: E731
-    words = (self.words, self.score, self.join, self.calibration)
+    words = (self.words, self.score, self.join)
     return {'template': digest(self.templates)} | ({'words': digest(words)} if self.words else {})
 
 
@@ -70,7 +70,6 @@ def cloze(
   words: str = '',
   score: Literal['word', 'likelihood'] = 'word',
   join: Literal['mean', 'max', 'logsumexp'] = 'mean',
-  calibration: Calibration = 'none',
 ) -> Prompt:
   """A cloze text (Schick & Schutze 2021, arXiv:2001.07676): `{fields}`, and `{mask}` for a word.
 
@@ -82,9 +81,6 @@ def cloze(
     score: 'word' reads one token a word at the slot, see `verbalizer`; 'likelihood' all tokens of
       the first word of each class, normalised by their number, see `likelihood`.
     join: how the scores of several words become that of their class.
-    calibration: divides by the probabilities for inputs without content ('contextual', Zhao et
-      al. 2021, arXiv:2102.09690) or of random words of the task ('domain', Fei et al. 2023,
-      arXiv:2305.19148), see `calibrated`.
 
   >>> cloze('{text} It was {mask}.', 'bad|awful, good').words
   (('bad', 'awful'), ('good',))
@@ -95,16 +91,14 @@ def cloze(
   split = tuple(tuple(w.strip() for w in c.split('|')) for c in words.split(',') if words.strip())
   if any(not w for of_class in split for w in of_class):
     raise FewshotError(f'cloze(words={words!r}) has an empty word; write words as "bad, good"')
-  given = {'score': (score, ('word', 'likelihood')), 'calibration': (calibration, KINDS)}
-  for name, (value, known) in given.items():
+  for name, value, known in (('score', score, SCORES), ('join', join, JOINS)):
     if value not in known:
       raise FewshotError(f'cloze({name}={value!r}) is unknown; there are {brief(known)}')
-  if not split and (score != 'word' or calibration != 'none'):
-    raise FewshotError('cloze(): score and calibration are of label words, and there are none')
-  return Prompt(texts, split, score, join, calibration)
+  if not split and score != 'word':
+    raise FewshotError(f'cloze(score={score!r}) is of label words, and there are none')
+  return Prompt(texts, split, score, join)
 
 
-KINDS = ('none', 'contextual', 'domain')
 VOCABULARY: dict[str, Callable[..., Any]] = {'cloze': cloze}
 
 
@@ -183,9 +177,11 @@ def fill(
   return Filled(rows, lengths, np.stack([p.cut for p in parts], 1).reshape(-1))
 
 
-def _free(made: Wording, tokenizer: Any, task: Task, length: int) -> tuple[tuple[int, ...], ...]:
-  """The token rows by which a prompt is calibrated: of texts without content."""
-  texts = ('N/A', '') if made.prompt.calibration == 'contextual' else _random_texts(task)
+def _free(
+  made: Wording, tokenizer: Any, task: Task, length: int, calibration: str
+) -> tuple[tuple[int, ...], ...]:
+  """The token rows of texts without content in the templates."""
+  texts = ('N/A', '') if calibration == 'contextual' else _random_texts(task)
   rows = fill(made, tokenizer, [(t,) * len(task.fields) for t in texts], length)
   kept = zip(rows.rows['tokens'], rows.lengths, strict=True)
   return tuple(tuple(int(i) for i in row[:n]) for row, n in kept)
@@ -251,16 +247,21 @@ def _random_texts(task: Task) -> list[str]:
   return [' '.join(rng.choice(words, size)) for _ in range(DRAWN)]
 
 
-def head(made: Wording, tokenizer: Any, task: Task, length: int) -> str:
-  """The spelling of what reads the classes by their words; it stands behind a method."""
+def head(made: Wording, tokenizer: Any, task: Task, length: int, calibration: str = 'none') -> str:
+  """The spelling of what reads the classes by their words; it stands behind a method.
+
+  `calibration` divides by the probabilities for texts without content ('contextual', Zhao et al.
+  2021, arXiv:2102.09690) or of random words of the task's train pool ('domain', Fei et al. 2023,
+  arXiv:2305.19148), see `calibrated`.
+  """
   if made.prompt.score == 'likelihood':
     reader = f'likelihood({tuple(words[0] for words in made.words)})'
   else:
     ids = tuple(tuple(w[0] for w in words) for words in made.words)
     joined = '' if made.prompt.join == 'mean' else f', join={made.prompt.join!r}'
     reader = f'verbalizer({ids}{joined})'
-  if made.prompt.calibration == 'none':
+  if calibration == 'none':
     return reader
-  free = _free(made, tokenizer, task, length)
+  free = _free(made, tokenizer, task, length, calibration)
   mask = templates.mask_id(tokenizer) if made.reads == 'masks' else None
   return f'chain({reader}, calibrated({free}, mask={mask}))'

@@ -119,6 +119,13 @@ def test_a_masked_model_reads_each_token_at_its_slot(name):
   check(outputs, want)
 
 
+def test_without_slots_a_masked_model_is_read_at_the_last_tokens():
+  said = batch() | {'slots': np.array([[3, 4, 5], [1, 2, 3], [0, 1, 2]], np.int32)}
+  model, method = load('bert-mlm-tiny'), methods.likelihood(WORDS)
+  got, want = (run(method, model, b)['word_logprobs'] for b in (batch(), said))
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
 @pytest.mark.parametrize('name', ['gpt2-tiny', 'bert-mlm-tiny'])
 def test_words_of_one_token_are_a_verbalizer_but_for_a_constant_of_each_row(name):
   words, where = ((7,), (9,), (3,)), batch() | {'slots': np.array([[5], [3], [2]], np.int32)}
@@ -168,11 +175,8 @@ def test_the_gradient_through_the_cache_is_that_of_single_passes():
 
   def single(theta):
     forward = methods.adapt(methods.ia3(), model.forward, theta[0], state[0])
-    fed = text | ({'decoder_tokens': None} if name == 't5-tiny' else {})
-    logp, mask = (
-      by_hand(forward, model.params, fed),
-      [[i < len(w) for i in range(3)] for w in WORDS],
-    )
+    logp = by_hand(forward, model.params, text)
+    mask = [[i < len(w) for i in range(3)] for w in WORDS]
     return o.mean({'word_logprobs': logp, 'word_mask': np.array(mask)}, text)
 
   (value, got), (same, want) = (jax.jit(jax.value_and_grad(f))(theta) for f in (cached, single))
@@ -205,12 +209,11 @@ def test_the_text_is_read_once():
   ('name', 'slots', 'said'),
   [
     ('bert-mlm-tiny', 2, 'a word has 3 tokens, and a text has 2 slots; write as many masks'),
-    ('bert-mlm-tiny', 0, 'a word has 3 tokens, and a text has 0 slots'),
     ('gpt2-tiny', 2, 'the batch has 2 slots; end the template with its one mask'),
   ],
 )
 def test_slots_that_do_not_hold_the_words_are_refused(name, slots, said):
-  where = {'slots': np.zeros((3, slots), np.int32)} if slots else {}
+  where = {'slots': np.zeros((3, slots), np.int32)}
   with pytest.raises(FewshotError, match=said):
     run(methods.likelihood(WORDS), load(name), batch() | where)
 

@@ -115,7 +115,7 @@ def test_words_that_are_not_what_they_seem_are_one_line(prompt, said):
   [
     ("cloze('{text} {mask}', 'bad,')", 'an empty word'),
     ("cloze('{text} {mask}', 'a, b', score='best')", "score='best'"),
-    ("cloze('{text} {mask}', calibration='domain')", 'there are none'),
+    ("cloze('{text} {mask}', score='likelihood')", 'there are none'),
     ("cloze(('a', 'a'))", 'several that differ'),
     ("'{text}'", 'spells no prompt'),
     ("clause('{text}')", "unknown prompt 'clause'; known: cloze"),
@@ -142,6 +142,20 @@ def test_the_head_reads_the_words():
   ids = ((tok('so'),), (tok('on'), tok('it')))
   found = methods.parse(spelled(cloze('{text} {mask}', 'so, on|it', join='max')))
   assert methods.spell(found) == methods.spell(methods.verbalizer(ids, join='max'))
+
+
+def test_texts_without_content_are_in_the_template():
+  made, toy = causal(), task()
+  wording = prompts.wording(cloze('{text} is {mask}', 'bad, good'), made, toy.fields, toy.classes)
+  for calibration, count in (('contextual', 2), ('domain', prompts.DRAWN)):
+    found = prompts.head(wording, made.tokenizer, toy, 64, calibration)
+    methods.parse(found)
+    inside = found[found.index('calibrated((') :]
+    assert inside.count('(') - 2 == count and 'mask=None' in inside
+  empty = ''.join(made.tokenizer.encode(' is').tokens)
+  assert empty == 'Ġis' and f'{tuple(made.tokenizer.encode(" is").ids)}' in prompts.head(
+    wording, made.tokenizer, toy, 64, 'contextual'
+  )
 
 
 def test_hashes_tell_templates_and_words_apart():
