@@ -109,10 +109,13 @@ def _first_that_holds(case: _Case, rows: int, resume: str) -> tuple[Shortcut, st
 def _schedule(setup: train.Setup, data: Encoded, todo: Sequence[Run], share: int) -> np.ndarray:
   """The rows that every forward pass of every run sees [runs, steps, m, b]."""
   assert setup.fit.rows is not None
-  n, rows, steps = _first(data).shape[1], setup.fit.rows, jnp.arange(setup.fit.steps)
-  of_run = lambda run: jax.vmap(lambda t: rows(n, train.fit_key(run), t))(steps)  # noqa: E731
-  keys = stack(data._replace(train={}, dev=None), todo)
-  seen = np.asarray(jax.jit(jax.vmap(of_run))(keys))
+  rows, steps = setup.fit.rows, jnp.arange(setup.fit.steps)
+  shown = stack(data._replace(train={'labels': data.train['labels']}, dev=None), todo)
+
+  def of_run(run: train.Inputs) -> Array:
+    return jax.vmap(lambda t: rows(run.data.train['labels'], train.fit_key(run), t))(steps)
+
+  seen = np.asarray(jax.jit(jax.vmap(of_run))(shown))
   return seen.reshape(*seen.shape[:2], seen.shape[2] * share, -1)
 
 

@@ -4,7 +4,6 @@ Split so that the engine may run the steps as one scan, as chunks with a progres
 one dispatch at a time; called as a function, a fit is `fit(loss, theta, state, data, key)`.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -83,8 +82,8 @@ class Fit(NamedTuple):
   step:   (loss, carry, data, key, t) -> carry, with t the step's index as an array
   finish: (carry) -> (theta, state)
   varies: the arguments that may be traced, so that a sweep makes an axis of them
-  rows:   (n, key, t) -> [m, b], which of n examples the m forward passes of step t see; None where
-          a step sees all, or where that is not known beforehand
+  rows:   (labels, key, t) -> [m, b], which of the examples, of these labels [N], the m forward
+          passes of step t see; None where a step sees all, or where that is not known beforehand
   """
 
   steps: int
@@ -92,7 +91,7 @@ class Fit(NamedTuple):
   step: Callable[[Loss, Carry, Data, Array, Array], Carry]
   finish: Callable[[Carry], tuple[Theta, State]]
   varies: tuple[str, ...] = ()
-  rows: Callable[[int, Array, Array], Array] | None = None
+  rows: Callable[[Array, Array, Array], Array] | None = None
   made: Made | None = None
 
   def sizes(self, n: int) -> tuple[int, int]:
@@ -104,7 +103,8 @@ class Fit(NamedTuple):
     """
     if self.rows is None:
       return 1, n
-    seen = jax.eval_shape(functools.partial(self.rows, n), jax.random.key(0), jnp.int32(0))
+    labels = jax.ShapeDtypeStruct((n,), jnp.int32)
+    seen = jax.eval_shape(self.rows, labels, jax.random.key(0), jnp.int32(0))
     return seen.shape[0], seen.shape[1]
 
   def __call__(

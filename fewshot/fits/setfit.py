@@ -57,8 +57,8 @@ def setfit(
     steps, lr, 0.0, 2 * batch, weight_decay, 'linear', warmup, clip, 0, 1, 'adamw'
   )  # fmt: skip
   start, step = functools.partial(_start, recipe), functools.partial(_step, recipe, l2)
-  varies = ('lr', 'weight_decay', 'l2')
-  return Fit(steps, start, step, lambda carry: (carry['theta'], carry['state']), varies)
+  finish, varies = lambda c: (c['theta'], c['state']), ('lr', 'weight_decay', 'l2')
+  return Fit(steps, start, step, finish, varies, functools.partial(_rows, batch))
 
 
 def pairs(labels: Array, batch: int, key: Array, t: Array) -> Array:
@@ -79,6 +79,10 @@ def pairs(labels: Array, batch: int, key: Array, t: Array) -> Array:
     return jnp.stack([first, jnp.argmax(2 * wanted - itself + drawn)])
 
   return jax.vmap(one)(t * batch + jnp.arange(batch)).reshape(-1)
+
+
+def _rows(batch: int, labels: Array, key: Array, t: Array) -> Array:
+  return pairs(jnp.asarray(labels), batch, jax.random.fold_in(key, 2), t)[None]
 
 
 def pair_loss(outputs: Outputs, batch: Batch) -> Array:
@@ -106,8 +110,8 @@ def _step(
   devices = 1 if loss.axis is None else jax.lax.axis_size(loss.axis)
   if r.batch // 2 % devices:
     raise FewshotError(f'setfit(batch={r.batch // 2}) splits no pair: not over {devices} devices')
-  rows = pairs(jnp.asarray(data.train['labels']), r.batch // 2, jax.random.fold_in(key, 2), t)
+  rows = _rows(r.batch // 2, data.train['labels'], key, t)
   contrast = loss._replace(objective=Objective(pair_loss, pair_loss))
-  new = descend(r, contrast, carry, data, rows[None], key, t)
+  new = descend(r, contrast, carry, data, rows, key, t)
   fitted = lambda: with_head(loss, new['theta'], new['state'], data, l2)  # noqa: E731
   return new | {'theta': jax.lax.cond(t + 1 == r.steps, fitted, lambda: new['theta'])}

@@ -139,8 +139,8 @@ def begin(
 
 
 def _step(r: Recipe, loss: Loss, carry: Any, data: Data, key: Array, t: Array) -> dict[str, Any]:
-  n = next(iter(data.train.values())).shape[0]
-  new = descend(r, loss, carry, data, _rows(r, n, key, t), key, t)
+  rows = _rows(r, next(iter(data.train.values())), key, t)
+  new = descend(r, loss, carry, data, rows, key, t)
   if not r.eval_every:
     return new
   due = ((t + 1) % r.eval_every == 0) | (t + 1 == r.steps)
@@ -218,8 +218,9 @@ def _better(loss: Loss, carry: Any, data: Data) -> dict[str, Any]:
   return jax.tree.map(lambda new, old: jnp.where(wins, new, old), here, best)
 
 
-def _rows(r: Recipe, n: int, key: Array, t: Array) -> Array:
+def _rows(r: Recipe, labels: Array, key: Array, t: Array) -> Array:
   """Step t's examples [m, b]: epochs are reshuffled, and what does not fill a batch is left out."""
+  n = labels.shape[0]
   b = min(r.batch, n) // r.accumulate * r.accumulate
   epoch, i = jnp.divmod(t, n // b)
   order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, 0), epoch), n)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewshot import fits, methods, models, objectives, runs, sweep, tasks, train
+from fewshot import fits, methods, models, objectives, runs, savings, sweep, tasks, train
 from fewshot.errors import FewshotError
 from fewshot.fits.base import Data, Loss
 from fewshot.fits.setfit import pair_loss, pairs
@@ -104,6 +104,19 @@ def test_runs_of_a_sweep_are_single_runs():
     run = jax.tree.map(lambda x: x[0], runs.stack(DATA, [result.run]))
     theta, _ = one(MODEL.params, run)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), theta, result.theta)
+
+
+def test_the_engine_packs_the_pairs_that_are_announced(tiny):
+  """Texts of 3 tokens at most, two a row of 7; the engine tries it on a real minibatch."""
+  data = {k: v.copy() for k, v in tiny.encoded.train.items()}
+  data['mask'][..., 3:] = False
+  encoded = tiny.encoded._replace(train=data)
+  method, fit = methods.parse('chain(bitfit(), linear())'), fits.setfit(steps=3, batch=4)
+  shared = sweep.setup(tiny.model, encoded, method, fit, classes=3)
+  todo = [sweep.Run(0, 0, {}), sweep.Run(1, 0, {})]
+  found = savings.find(shared, tiny.model.params, encoded, todo, {'packing': 'on'})
+  assert found.notes['packing'] == '8 texts of up to 7 tokens in 4 rows'
+  assert found.setup.training is not None
 
 
 def problem(tiny, method: str):

@@ -139,7 +139,7 @@ def test_rates_may_be_traced():
 def test_every_epoch_visits_each_example_once(n, batch):
   """At most: what does not fill a batch waits for another epoch's order."""
   per_epoch = n // min(batch, n)
-  draw = jax.vmap(lambda t: fits.sgd(steps=1, batch=batch).rows(n, KEY, t))
+  draw = jax.vmap(lambda t: fits.sgd(steps=1, batch=batch).rows(jnp.zeros(n), KEY, t))
   for epoch in np.asarray(draw(jnp.arange(3 * per_epoch))).reshape(3, -1):
     assert len(set(epoch.tolist())) == len(epoch) == per_epoch * min(batch, n)
     assert set(epoch.tolist()) <= set(range(n))
@@ -147,7 +147,7 @@ def test_every_epoch_visits_each_example_once(n, batch):
 
 def test_epochs_are_reshuffled():
   rows, key = fits.sgd(steps=1, batch=50).rows, jax.random.key(0)
-  a, b = (rows(50, key, jnp.int32(t)).ravel().tolist() for t in (0, 1))
+  a, b = (rows(jnp.zeros(50), key, jnp.int32(t)).ravel().tolist() for t in (0, 1))
   assert sorted(a) == sorted(b) == list(range(50)) and a != b
 
 
