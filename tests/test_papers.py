@@ -249,9 +249,3 @@ def test_prolip_trains_the_visual_projector_alone(table):
   want = model.forward(model.params, batch)
   assert np.abs(got['image_features'] - want['image_features']).max() > 1e-3
   np.testing.assert_array_equal(got['text_features'], want['text_features'])
-
-
-def test_sparsefit_trains_norms_and_queries_alone(table, tiny):
-  done = trained(table['sparsefit']['hosted_by'], instance(tiny))
-  want = matching(r'.*/ln\d?/(scale|bias)|.*/attn/query/kernel', tiny.params)
-  assert moved(*done, tiny.params) == want

@@ -1,7 +1,8 @@
-"""Neural fine-tuning search: which convolutions to freeze, tune or adapt, chosen on episodes."""
+"""Neural fine-tuning search: which layers to freeze, tune or adapt, chosen on episodes."""
 
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,21 @@ from fewshot.learners.base import Learner, Outer, Setup, assemble, embed, mean_l
 from fewshot.learners.metric import protonet
 from fewshot.learners.testtime import BATCH
 from fewshot.methods import paths
-from fewshot.methods.base import Method, Outputs, Params, State, Theta, adapt, method
+from fewshot.methods.activations import in_activations, sites
+from fewshot.methods.base import (
+  Calib,
+  Forward,
+  Method,
+  Outputs,
+  Params,
+  State,
+  Theta,
+  adapt,
+  method,
+)
+from fewshot.methods.choices import BLOCK
 from fewshot.methods.conv import KERNELS
+from fewshot.methods.leaves import floats, widen
 from fewshot.methods.spelling import spelled
 from fewshot.methods.weights import check_kernel, in_weights
 
@@ -26,25 +40,31 @@ LETTERS = {'f': (0.0, 0.0), 't': (1.0, 0.0), 'a': (0.0, 1.0), 'b': (1.0, 1.0)}
 
 
 @spelled
-def nfts(paths: tuple[str, ...] = ('b',), steps: int = 40, lr: float = 1e-3) -> Learner:
+def nfts(
+  paths: tuple[str, ...] = ('b',), steps: int = 40, lr: float = 1e-3,
+  of: Literal['convolutions', 'blocks'] = 'convolutions',
+) -> Learner:  # fmt: skip
   """Neural fine-tuning search (Eustratiadis et al. 2024, arXiv:2306.09066).
 
       W' = W + g_t D + g_a A,   g_t, g_a in {0, 1} for each convolution
 
-  D is a tuned copy's difference and A a 1 x 1 adapter at the kernel's centre.  A path has a letter
-  for each convolution (the last stands for all that follow): f freezes, t tunes, a adapts, b does
-  both.  Meta-training draws a path an episode on a frozen backbone; `search` finds good ones; of
-  `paths` the one with the lowest loss on a test episode's support wins.  Gates are data, so that
-  all paths share a program.
+  D is a tuned copy's difference and A a 1 x 1 adapter at the kernel's centre; of='blocks' searches
+  those of a transformer: D is that of all their weights, the adapter a prefix of keys and values
+  that is seen where g_a = 1.  A path has a letter for each layer (the last stands for all that
+  follow): f freezes, t tunes, a adapts, b does both.  Meta-training draws a path an episode on a
+  frozen backbone; `search` finds good ones; of `paths` the one with the lowest loss on a test
+  episode's support wins.  Gates are data, so that all paths share a program.
 
   >>> nfts(paths=('ft', 'a'), steps=5).outer
   ('theta0',)
   """
   counts(steps=steps)
+  if of not in GATED:
+    raise FewshotError(f'nfts(of={of!r}) searches layers of a kind: {", ".join(GATED)}')
   gates = encode(paths)
   fit = along(sgd(steps=steps, lr=lr, batch=BATCH))
   head = protonet('cosine', 10.0).predict
-  return Learner(('theta0',), head, gated(), fit, loss=_supernet, choices={'path': gates})
+  return Learner(('theta0',), head, GATED[of](), fit, loss=_supernet, choices={'path': gates})
 
 
 def encode(texts: tuple[str, ...]) -> np.ndarray:
@@ -76,6 +96,53 @@ def gated(where: str = KERNELS) -> Method:
   return in_weights(where, init, weight, frozen=('gates',))
 
 
+@method
+def gated_blocks(length: int = 4) -> Method:
+  """A difference of each block's weights and a prefix at its attention, behind gates in state.
+
+      W' = W + g_t D,   y = softmax(q [K; k]^T) [V; v],   K and V [length, H, d] seen where g_a = 1
+
+  D = 0 at the start, K and V are drawn small.
+  """
+
+  def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
+    read = sites(forward, params, calib.batch, f'({BLOCK.pattern})/attn/core')
+    theta, state = {}, {}
+    for core, site in read.items():
+      block = core.removesuffix('/attn/core')
+      own = {p: w for p, w in floats(params).items() if p.startswith(f'{block}/')}
+      at = jax.random.fold_in(key, paths.stable_hash(block))
+      shape, dtype = (2, length, *site.x.shape[2:]), jnp.promote_types(site.x.dtype, jnp.float32)
+      k, v = 0.02 * jax.random.normal(at, shape, dtype)
+      delta = widen({p: jnp.zeros_like(w) for p, w in own.items()})
+      theta[block], state[block] = {'delta': delta, 'k': k, 'v': v}, {'gates': jnp.ones(2)}
+    return theta, state
+
+  def weights(theta: Theta, state: State, params: Params) -> Params:
+    flat, new = paths.flatten(params), {}
+    for block, t in theta.items():
+      moved = {p: flat[p] + state[block]['gates'][0] * d for p, d in t['delta'].items()}
+      new |= {p: w.astype(flat[p].dtype) for p, w in moved.items()}
+    return paths.replace(params, new)
+
+  def wrap(forward: Forward, theta: Theta, state: State) -> Forward:
+    ts = {f'{b}/attn/core': {'k': t['k'], 'v': t['v'], **state[b]} for b, t in theta.items()}
+    return in_activations('.*', dict, _before).wrap(forward, ts, {})
+
+  return Method(init, weights, wrap)
+
+
+def _before(t: dict[str, Array], f: Any, q: Array, k: Array, v: Array, mask: Array) -> Array:
+  """Attention of which a prefix is the first keys and values, hidden where its gate is closed."""
+  lead = lambda x: jnp.broadcast_to(x, (len(k), *x.shape))  # noqa: E731
+  seen = jnp.broadcast_to(t['gates'][1] > 0, (len(k), len(t['k'])))
+  k, v = (jnp.concatenate([lead(x), y], 1) for x, y in ((t['k'], k), (t['v'], v)))
+  return f(q, k, v, jnp.concatenate([seen, jnp.asarray(mask, bool)], 1))
+
+
+GATED: dict[str, Callable[[], Method]] = {'convolutions': gated, 'blocks': gated_blocks}
+
+
 @spelled
 def along(fit: Fit, path: Any = ()) -> Fit:
   """A fit whose method has the gates `path` [L, 2]: what is gated off has no gradient."""
@@ -87,8 +154,9 @@ def along(fit: Fit, path: Any = ()) -> Fit:
 
 
 def opened(state: State, path: Array) -> State:
-  """The state of `gated` with these gates; the last of a shorter path stands for the rest."""
-  slots = [p for p in paths.flatten(state) if p.endswith('/gates')]
+  """The state with these gates, by number; the last of a shorter path is the rest's."""
+  number = lambda p: [int(n) for n in re.findall(r'\d+', p)]  # noqa: E731
+  slots = sorted((p for p in paths.flatten(state) if p.endswith('/gates')), key=number)
   return paths.replace(state, {p: path[min(i, len(path) - 1)] for i, p in enumerate(slots)})
 
 

@@ -33,7 +33,9 @@ from fewshot.methods import (
   spelling,
   structured,
   subspace,
+  telling,
   weights,
+  zeroshot,
 )
 from fewshot.methods.activations import Site, in_activations, inputs, sites
 from fewshot.methods.adapters import *
@@ -72,8 +74,11 @@ from fewshot.methods.spectral import *
 from fewshot.methods.spelling import remake, spell
 from fewshot.methods.structured import *
 from fewshot.methods.subspace import *
+from fewshot.methods.telling import *
 from fewshot.methods.weights import *
 from fewshot.methods.weights import in_weights
+from fewshot.methods.zeroshot import *
+from fewshot.methods.zeroshot import templated
 
 # Where the methods of a file act; they are the names in its __all__.
 FILES = {
@@ -106,6 +111,8 @@ FILES = {
   comparing: 'head',
   likelihoods: 'head',
   calibration: 'head',
+  zeroshot: 'head',
+  telling: 'head',
 }
 METHODS: tuple[Callable[..., Method], ...] = (
   *(getattr(file, name) for file in FILES for name in file.__all__),

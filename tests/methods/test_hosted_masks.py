@@ -99,17 +99,6 @@ def test_gps_trains_the_input_of_each_unit_with_the_steepest_contrastive_loss(ta
   an_input_a_unit(moved(table['gps']['hosted_by'], tiny), g)
 
 
-def test_saft_trains_the_steepest_entries_of_all_tensors(table, tiny):
-  found = moved(table['saft']['hosted_by'], tiny)
-  g = paths.flatten(jax.jit(lambda p: tiny.calib.gradient(tiny.forward, p))(tiny.params))
-  g = {p: np.abs(x) for p, x in g.items()}
-  n = -(-sum(x.size for x in g.values()) // 1000)
-  least = np.sort(np.concatenate([x.ravel() for x in g.values()]))[-n]
-  want = {p: x >= least for p, x in g.items() if not p.startswith('head/')}
-  assert set(found) == {p for p, m in want.items() if m.any()} and 0 < len(found) < len(want)
-  assert all((m == want[p]).all() for p, m in found.items())
-
-
 def test_landermt_trains_the_neurons_that_are_aware_of_the_task(table, tiny):
   found = moved(table['landermt']['hosted_by'], tiny)
   scores = scored(scoring.awareness(), tiny)
