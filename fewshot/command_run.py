@@ -218,7 +218,7 @@ def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
   say = where.print if where else note
   shown: list[Any] = []
   for p in prepared:
-    if p.data not in shown:
+    if not any(p.data is data for data in shown):
       shown.append(p.data)
       _show_texts(p, say)
     if p.program:

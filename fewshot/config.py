@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from fewshot.errors import FewshotError, nearest
 
-VARIED = ('lr', 'head_lr', 'weight_decay')
+VARIED = ('lr', 'head_lr', 'weight_decay', 'l2')
 
 
 def default() -> ConfigDict:

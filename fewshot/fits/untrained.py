@@ -21,11 +21,13 @@ def untrained() -> Fit:
   0
   """
 
-  def start(loss: Loss, theta: Theta, state: State, data: Data, key: Array) -> tuple[Theta, State]:
-    del loss, data, key
-    return theta, state
+  def start(
+    loss: Loss, theta: Theta, state: State, data: Data, key: Array
+  ) -> tuple[Theta, State, Array]:
+    del loss, data
+    return theta, state, jax.random.key_data(key)  # Runs are an axis where nothing else is theirs.
 
   def step(loss: Loss, carry: Any, data: Data, key: Array, t: Array) -> Any:
     raise AssertionError('untrained() takes no step')
 
-  return Fit(0, start, step, lambda carry: carry)
+  return Fit(0, start, step, lambda carry: carry[:2])

@@ -1,0 +1,106 @@
+"""Prompts in configs: records, tables and checkpoints of a causal model that completes texts."""
+
+import json
+import shutil
+
+import pytest
+
+import fewshot
+from fewshot import checkpoint, cli
+from tests.robustness import workplace
+
+FIXTURE = workplace.FIXTURE.parent / 'gpt2-tiny'
+PROMPT = "cloze('{text} w7 {mask}', 'w2, w3, w4|w5')"
+CONFIG = f"""
+from fewshot.config import default, with_changes
+
+
+def get_config():
+  return with_changes(default(), {{
+    'name': 'tiny', 'model': 'model', 'task': 'animals.csv', 'k': 2, 'splits': (0, 1),
+    'max_length': 12, 'prompt': {PROMPT!r},
+  }})
+
+
+def sweep():
+  yield {{'method': 'chain()', 'fit': 'untrained()'}}
+  yield {{'method': 'demonstrations(shots=3, length=20)', 'fit': 'untrained()',
+         'calibration': 'contextual'}}
+  yield {{'method': 'lora(rank=2)', 'fit': 'sgd(steps=2)', 'checkpoints': True}}
+  yield {{'method': 'lora(rank=2)', 'fit': 'sgd(steps=2)', 'objective': 'hinge()',
+         'prompt': "cloze(('{{text}} {{mask}}', 'w9 {{text}} w8 {{mask}}'), 'w2, w3, w4')"}}
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+  workplace.enter(tmp_path, monkeypatch)
+  shutil.rmtree(tmp_path / 'model')
+  (tmp_path / 'model').mkdir()
+  for name in ('config.json', 'model.safetensors'):
+    shutil.copy(FIXTURE / name, tmp_path / 'model')
+  size = json.loads((FIXTURE / 'config.json').read_text())['vocab_size']
+  workplace.tokenizer(tmp_path / 'model', size)
+  rows = (tmp_path / 'animals.csv').read_text()
+  words = {f'w{i}': f'w{i % (size - 12) + 11}' for i in range(100)}
+  shown = ' '.join(
+    words.get(w, w) for w in rows.replace(',', ' , ').replace('\n', ' \n ').split(' ')
+  )
+  (tmp_path / 'animals.csv').write_text(shown.replace(' , ', ',').replace(' \n ', '\n'))
+  (tmp_path / 'config.py').write_text(CONFIG)
+  return tmp_path
+
+
+def test_prompts_are_rows_of_tables_and_records(place, capsys):
+  assert cli.main(['run', 'config.py']) == 0
+  err = capsys.readouterr().err
+  for line in ("'{text} w7 {mask}'", 'bird: w2', 'worm: w4 | w5', "'w9 {text} w8 {mask}'"):
+    assert line in err
+  records = workplace.records(place)
+  assert len(records) == 8
+  assert [r.get('prompt') for r in records[:2]] == [PROMPT.replace(", 'w2", ", words='w2")] * 2
+  first, last = records[0], records[-1]
+  assert last['objective'] == 'hinge()' and 'objective' not in first
+  assert first['trained'] == 0 and first['method'] == 'chain()' and first['cut'] == 0
+  assert first['hashes']['template'] != last['hashes']['template']
+  assert {r['hashes']['words'] for r in records[:6]} == {first['hashes']['words']}
+  assert 'verbalizer' not in json.dumps(records)
+  table = (place / 'runs' / 'tiny' / 'table.md').read_text()
+  assert '`demonstrations(shots=3, length=20) with contextual calibration`' in table
+  assert table.count('### animals') == 2 and 'hinge() by sgd(steps=2)' in table
+  assert str(place) not in json.dumps(records)
+
+  saved = sorted((place / 'runs' / 'tiny' / 'checkpoints').iterdir())
+  assert len(saved) == 2
+  adapted = checkpoint.load(saved[0])
+  record = next(r for r in records if r['id'] == saved[0].name)
+  task = fewshot.tasks.from_csv('animals.csv')
+  (split,) = fewshot.tasks.kshot(task, 2, [record['split']['seed']], max_test=500)
+  found = adapted.predict([task.inputs[i] for i in split.test])
+  assert found == [task.classes[i] for i in record['predictions']]
+
+  before = len(records)
+  assert cli.main(['run', 'config.py']) == 0  # All ids are found again.
+  assert len(workplace.records(place)) == before
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'said'),
+  [
+    (["prompt=cloze('{text} {mask}', 'w2, w3')"], 'words for 2 classes, and the task has 3'),
+    (["prompt=cloze('{mask} {text}', 'w2, w3, w4')"], 'is the end of the text'),
+    (['prompt=', 'calibration=domain', 'method=linear()', 'fit=sgd(steps=1)'], 'of label words'),
+    (['calibration=content'], 'there are none, contextual, domain'),
+    (['objective=hing()'], "did you mean 'hinge'"),
+    (['unlabelled=5'], 'of programs that use unlabelled examples'),
+    (
+      ['max_length=1', "prompt=cloze('{text} w7 w7 {mask}', 'w2, w3, w4')"],
+      'alone is longer than max_length',
+    ),
+  ],
+)
+def test_what_a_prompt_cannot_be_is_one_line(place, capsys, overrides, said):
+  more = [f'--config.{o}' for o in ('method=lora(rank=2)', 'fit=sgd(steps=1)', *overrides)]
+  assert cli.main(['run', 'config.py', *more]) == 2
+  (line,) = [x for x in workplace.lines(capsys.readouterr().err) if x.startswith('fewshot: ')]
+  assert said in line
