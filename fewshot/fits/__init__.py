@@ -5,11 +5,14 @@ from fewshot.fits.base import Data, Fit, Loss
 from fewshot.fits.closed import memory, prototypes
 from fewshot.fits.logistic import logistic
 from fewshot.fits.setfit import setfit
+from fewshot.fits.closed import prototypes
+from fewshot.fits.perfect import perfect
 from fewshot.fits.sgd import sgd
 from fewshot.fits.untrained import untrained
 from fewshot.methods import spelling
 
 VOCABULARY = {f.__name__: f for f in (sgd, setfit, logistic, prototypes, memory, untrained)}
+VOCABULARY = {f.__name__: f for f in (sgd, prototypes, perfect)}
 
 
 def parse(text: str) -> Fit:
@@ -37,3 +40,4 @@ __all__ = [
   'sgd',
   'untrained',
 ]
+__all__ = ['VOCABULARY', 'Data', 'Fit', 'Loss', 'parse', 'perfect', 'prototypes', 'sgd']

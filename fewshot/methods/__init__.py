@@ -7,6 +7,7 @@ from fewshot.methods import (
   calibration,
   comparing,
   context,
+  conditioning,
   conv,
   deep_prompts,
   deltas,
@@ -45,6 +46,7 @@ from fewshot.methods.choices import Top
 from fewshot.methods.chosen import Chosen, jaccard, overlap, saved
 from fewshot.methods.comparing import *
 from fewshot.methods.context import *
+from fewshot.methods.conditioning import *
 from fewshot.methods.conv import *
 from fewshot.methods.deep_prompts import *
 from fewshot.methods.deltas import *
@@ -113,6 +115,7 @@ FILES = {
   calibration: 'head',
   zeroshot: 'head',
   telling: 'head',
+  conditioning: 'head',
 }
 METHODS: tuple[Callable[..., Method], ...] = (
   *(getattr(file, name) for file in FILES for name in file.__all__),

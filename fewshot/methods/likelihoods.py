@@ -35,18 +35,16 @@ def likelihood(words: tuple[tuple[int, ...], ...], normalised: bool = True) -> M
   Each class is the tuple of the token ids of its word; there are A at most.  A decoder reads the
   text once, and each word continues its cache behind the text's last token; so does an
   encoder-decoder, whose output is the word.  A masked language model reads token m at slot m of the
-  batch's `slots`, all in one pass (Schick & Schutze 2021, arXiv:2009.07118), and so
-  p(words[c][m] | text).  Beside the logits [B, C] there are word_logprobs [B, C, A], 0 behind a
-  word's end, and word_mask [C, A].  Nothing trains here.
+  batch's `slots` (where it names none, at the last A tokens), all in one pass (Schick & Schutze
+  2021, arXiv:2009.07118), and so p(words[c][m] | text).  Beside the logits [B, C] there are
+  word_logprobs [B, C, A], 0 behind a word's end, and word_mask [C, A].  Nothing trains here.
 
   >>> from fewshot.methods import spell
   >>> spell(likelihood(((7,), (9, 12)), normalised=False))
   'likelihood(((7,), (9, 12)), normalised=False)'
   """
   used = check_words('likelihood', words)
-  longest = max(map(len, words))
-  ids = np.array([(*w, *[0] * (longest - len(w))) for w in words], np.int32)
-  real = np.arange(longest) < np.array([len(w) for w in words])[:, None]
+  ids, real = padded(words)
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     del key
@@ -69,6 +67,17 @@ def likelihood(words: tuple[tuple[int, ...], ...], normalised: bool = True) -> M
     return adapted
 
   return Method(init, wrap=wrap)
+
+
+def padded(words: tuple[tuple[int, ...], ...]) -> tuple[np.ndarray, np.ndarray]:
+  """The ids [C, A], with 0 behind a word's end, and which of them are real [C, A].
+
+  >>> padded(((7,), (9, 12)))[0].tolist()
+  [[7, 0], [9, 12]]
+  """
+  longest = max(map(len, words))
+  ids = np.array([(*w, *[0] * (longest - len(w))) for w in words], np.int32)
+  return ids, np.arange(longest) < np.array([len(w) for w in words])[:, None]
 
 
 def _kind(forward: Forward, params: Params, calib: Calib) -> tuple[str, int]:
@@ -97,15 +106,16 @@ def _masked(
   """The outputs, and log p [B, C, A] of token m at slot m."""
   del real
   length = ids.shape[1]
-  slots = batch['slots'].shape[1] if 'slots' in batch else 0
-  if slots < length:
+  if 'slots' in batch and batch['slots'].shape[1] < length:
     raise FewshotError(
-      f'likelihood: a word has {length} tokens, and a text has {slots} slots; write as many masks '
-      'into the template, or take shorter words'
+      f'likelihood: a word has {length} tokens, and a text has {batch["slots"].shape[1]} slots; '
+      'write as many masks into the template, or take shorter words'
     )
   outputs = forward(params, batch, key)
-  logp = _log_softmax(outputs['token_logits'][:, :length])
-  return outputs, logp[:, np.arange(length), ids]
+  z = outputs['token_logits']
+  if 'slots' not in batch:
+    z = jnp.take_along_axis(z, last_tokens(outputs, length)[..., None], 1)
+  return outputs, _log_softmax(z[:, :length])[:, np.arange(length), ids]
 
 
 def _decoded(

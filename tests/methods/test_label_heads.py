@@ -73,6 +73,40 @@ def test_without_slots_a_decoder_is_read_at_the_last_token(batch, method):
   np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+SHARES = ((2.0,), (1.0, 3.0), (0.5, 0.0, 0.5))
+
+
+@pytest.mark.parametrize('join', ['mean', 'logsumexp'])
+def test_words_count_by_their_weights(masked, batch, join):
+  where = slots((1,), (3,), (0,))
+  z = np.asarray(masked.forward(masked.params, batch | where)['token_logits'])[:, 0]
+  if join == 'mean':
+    want = [z[:, 7], (z[:, 9] + 3 * z[:, 12]) / 4, (z[:, 3] + z[:, 5]) / 2]
+  else:
+    e = np.exp(z)
+    sums = [2 * e[:, 7], e[:, 9] + 3 * e[:, 12], 0.5 * e[:, 3] + 0.5 * e[:, 5]]
+    want = [np.log(x) for x in sums]
+  got = logits(methods.verbalizer(WORDS, join, weights=SHARES), masked, batch | where)
+  np.testing.assert_allclose(got, np.stack(want, -1), atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['gpt2-tiny', 'llama-tiny', 'bert-mlm-tiny'])
+def test_a_soft_verbalizer_starts_as_the_verbalizer_of_its_words(batch, name):
+  """But for the words' biases, which only the head of a masked model has."""
+  model = models.load(str(errors.FIXTURES / name))
+  for where in (slots((1,), (3,), (0,)), slots((1, 2), (3, 1), (0, 2)), {}):
+    full = batch | where
+    bias = np.asarray(model.params['lm_head']['bias']) if 'bert' in name else np.zeros(100)
+    want = np.asarray(logits(methods.verbalizer(WORDS), model, full))
+    want = want - np.array([bias[list(w)].mean() for w in WORDS])
+    got = logits(methods.soft_verbalizer(WORDS), model, full)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+  moved = logits(
+    methods.soft_verbalizer(WORDS), model, full, lambda t: jax.tree.map(lambda x: 2 * x, t)
+  )
+  np.testing.assert_allclose(moved, 2 * got, atol=1e-4)
+
+
 def test_a_verbalizer_trains_nothing_and_its_model_can_be_tuned(masked, batch):
   """Prompt-based fine-tuning: the gradient of the word scores reaches the model."""
   method = methods.chain(methods.tune('.*/query/kernel'), methods.verbalizer(WORDS))
@@ -98,6 +132,19 @@ def test_label_embeddings_match_the_hidden_states_at_the_slots(masked, batch):
     methods.label_embeddings(2), masked, batch | where, lambda t: {'head': {'labels': labels}}
   )
   np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_label_embeddings_score_each_slot_for_hinge(masked, batch):
+  full = batch | slots((1, 2), (3, 1), (0, 2))
+  method = methods.label_embeddings(2)
+  labels = np.random.default_rng(0).standard_normal((3, 2, 32)).astype(np.float32)
+  adapted = methods.adapt(method, masked.forward, {'head': {'labels': labels}}, {})
+  outputs = adapted(masked.params, full)
+  z = np.stack([outputs['slot_hidden'][:, m] @ labels[:, m].T for m in (0, 1)], 1)
+  np.testing.assert_allclose(outputs['slot_logits'], z, atol=1e-4)
+  margins = np.maximum(0, 1 + z - z[np.arange(3), :, np.arange(3)][..., None])
+  want = (margins.sum(-1) - 1).mean(1) / 3  # The right class is 1 away from itself.
+  np.testing.assert_allclose(objectives.hinge().loss(outputs, full), want, rtol=1e-4)
 
 
 def test_label_embeddings_start_nearly_at_zero_and_read_no_vocabulary(tiny):
@@ -128,6 +175,12 @@ def test_a_model_without_a_language_model_head_is_refused(tiny):
 @pytest.mark.parametrize(
   ('method', 'name', 'said'),
   [
+    (
+      methods.soft_verbalizer(((7,), (100,), (3,))),
+      'gpt2-tiny',
+      'there is no token 100; the model',
+    ),
+    (methods.soft_verbalizer(WORDS), 'bert-tiny', 'take a model with a language-model head'),
     (methods.label_embeddings(), 'vit-tiny', 'give the batch slots'),
     (methods.label_embeddings(), 'resnet-tiny', 'give the batch slots'),
     (methods.verbalizer(WORDS), 't5-tiny', 'give the batch slots'),
@@ -155,6 +208,11 @@ def test_slots_that_are_not_as_many_as_the_tokens_are_refused(masked, batch):
     (lambda: methods.verbalizer((7, 9)), 'token ids of two classes or more'),
     (lambda: methods.verbalizer((('good',), ('bad',))), 'takes token ids, as the tokenizer'),
     (lambda: methods.verbalizer(WORDS, 'sum'), 'there are mean, max, logsumexp'),
+    (lambda: methods.verbalizer(WORDS, 'max', SHARES), 'has no weights; join by mean'),
+    (lambda: methods.verbalizer(WORDS, weights=SHARES[:2]), 'has not one weight for each'),
+    (lambda: methods.verbalizer(((7,), (9,)), weights=((1.0,), (-1.0,))), 'none is below 0'),
+    (lambda: methods.verbalizer(((7,), (9,)), weights=((1.0,), (0.0,))), 'not all of a class 0'),
+    (lambda: methods.soft_verbalizer(((7,),)), 'soft_verbalizer.* takes token ids of two'),
     (lambda: methods.label_embeddings(0), 'tokens is at least 1'),
   ],
 )

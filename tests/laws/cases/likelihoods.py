@@ -2,4 +2,6 @@
 
 from tests.laws.case import Case
 
-CASES = (Case('likelihood(((7,), (9, 12), (3, 4, 5)))', 0, merges=False, on=('gpt2', 'llama')),)
+CASES = (
+  Case('likelihood(((7,), (9, 12), (3, 4, 5)))', 0, merges=False, on=('gpt2', 'llama', 'bert-mlm')),
+)
