@@ -68,21 +68,25 @@ def explained(words: tuple[int, ...]) -> Method:
 def _told(
   words: tuple[int, ...], forward: Forward, params: Params, batch: Batch, key: Array | None = None
 ) -> Outputs:
-  """The outputs with log p of each token of the targets [B, U], and the logits of the classes."""
-  targets, mask = _targets(batch)
-  after = lambda x, first: jnp.roll(x, 1, 1).at[:, 0].set(first)  # noqa: E731
-  given = {'decoder_tokens': after(targets, START), 'decoder_mask': after(mask, True)}
-  outputs = forward(params, batch | given, key)
+  """The outputs with the logits of the classes, and log p of each token of the targets [B, U]."""
+  start = {'decoder_tokens': np.full((len(batch['tokens']), 1), START, np.int32)}
+  if 'targets' in batch:
+    after = lambda x, first: jnp.roll(x, 1, 1).at[:, 0].set(first)  # noqa: E731
+    start['decoder_tokens'] = after(jnp.asarray(batch['targets']), START)
+    start['decoder_mask'] = after(_real(batch), True)
+  outputs = forward(params, start | batch, key)
   z = outputs['token_logits']
-  told = jnp.take_along_axis(jax.nn.log_softmax(z.astype(jnp.float32)), targets[..., None], -1)
-  first = jax.lax.stop_gradient(z[:, 0, np.array(words)])
-  return outputs | {'told': jnp.where(mask, told[..., 0], 0), 'logits': first}
+  outputs |= {'logits': jax.lax.stop_gradient(z[:, 0, np.array(words)])}
+  if 'targets' not in batch:
+    return outputs
+  log_p = jax.nn.log_softmax(z.astype(jnp.float32))
+  told = jnp.take_along_axis(log_p, jnp.asarray(batch['targets'])[..., None], -1)
+  return outputs | {'told': jnp.where(_real(batch), told[..., 0], 0)}
 
 
-def _targets(batch: Batch) -> tuple[Array, Array]:
-  """The targets, and which of their tokens are real; a place for the first where there are none."""
-  targets = jnp.asarray(batch.get('targets', np.zeros((len(batch['tokens']), 1), np.int32)))
-  return targets, jnp.asarray(batch.get('targets_mask', np.ones(targets.shape, bool)), bool)
+def _real(batch: Batch) -> Array:
+  """Which tokens of the targets are no padding."""
+  return jnp.asarray(batch.get('targets_mask', np.ones(batch['targets'].shape, bool)), bool)
 
 
 def _untold(
@@ -93,4 +97,4 @@ def _untold(
   del forward, theta, state, params, key
   if 'targets' not in batch:
     return jnp.zeros(())
-  return -outputs['told'].sum() / jnp.maximum(_targets(batch)[1].sum(), 1)
+  return -outputs['told'].sum() / jnp.maximum(_real(batch).sum(), 1)

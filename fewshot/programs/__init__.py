@@ -7,8 +7,9 @@ from fewshot import fits, methods
 from fewshot.errors import FewshotError
 from fewshot.methods import spelling
 from fewshot.programs import grafting as _grafting
-from fewshot.programs import offsite, published, search, steps
+from fewshot.programs import light, offsite, published, search, steps
 from fewshot.programs.grafting import *
+from fewshot.programs.light import *
 from fewshot.programs.offsite import *
 from fewshot.programs.published import *
 from fewshot.programs.search import *
@@ -18,7 +19,7 @@ from fewshot.stages import Outcome as Outcome
 from fewshot.stages import Program, Stage, program
 from fewshot.stages import run as run
 
-FILES = (steps, search, _grafting, published, offsite)
+FILES = (steps, search, _grafting, published, offsite, light)
 WORDS: dict[str, Callable] = {name: getattr(f, name) for f in FILES for name in f.__all__}
 WORDS['program'] = program
 VOCABULARY = methods.VOCABULARY | fits.VOCABULARY | WORDS
