@@ -4,9 +4,8 @@ from fewshot.errors import FewshotError
 from fewshot.fits.base import Data, Fit, Loss
 from fewshot.fits.closed import memory, prototypes
 from fewshot.fits.logistic import logistic
-from fewshot.fits.setfit import setfit
-from fewshot.fits.closed import prototypes
 from fewshot.fits.perfect import perfect
+from fewshot.fits.setfit import setfit
 from fewshot.fits.sgd import sgd
 from fewshot.fits.untrained import untrained
 from fewshot.methods import spelling

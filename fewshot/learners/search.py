@@ -119,8 +119,7 @@ def gated_blocks(length: int = 4) -> Method:
     return theta, state
 
   def weights(theta: Theta, state: State, params: Params) -> Params:
-    flat = paths.flatten(params)
-    new: Params = {}
+    flat, new = paths.flatten(params), dict[str, Array]()
     for block, t in theta.items():
       moved = {p: flat[p] + state[block]['gates'][0] * d for p, d in t['delta'].items()}
       new |= {p: w.astype(flat[p].dtype) for p, w in moved.items()}

@@ -6,8 +6,8 @@ from fewshot.methods import (
   adapters,
   calibration,
   comparing,
-  context,
   conditioning,
+  context,
   conv,
   deep_prompts,
   deltas,
@@ -45,8 +45,8 @@ from fewshot.methods.calibration import *
 from fewshot.methods.choices import Top
 from fewshot.methods.chosen import Chosen, jaccard, overlap, saved
 from fewshot.methods.comparing import *
-from fewshot.methods.context import *
 from fewshot.methods.conditioning import *
+from fewshot.methods.context import *
 from fewshot.methods.conv import *
 from fewshot.methods.deep_prompts import *
 from fewshot.methods.deltas import *

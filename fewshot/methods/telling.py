@@ -69,12 +69,13 @@ def _told(
   words: tuple[int, ...], forward: Forward, params: Params, batch: Batch, key: Array | None = None
 ) -> Outputs:
   """The outputs with the logits of the classes, and log p of each token of the targets [B, U]."""
-  start = {'decoder_tokens': np.full((len(batch['tokens']), 1), START, np.int32)}
+  start: Batch = {'decoder_tokens': np.full((len(batch['tokens']), 1), START, np.int32)}
+  batch = start | batch
   if 'targets' in batch:
     after = lambda x, first: jnp.roll(x, 1, 1).at[:, 0].set(first)  # noqa: E731
-    start['decoder_tokens'] = after(jnp.asarray(batch['targets']), START)
-    start['decoder_mask'] = after(_real(batch), True)
-  outputs = forward(params, start | batch, key)
+    batch['decoder_tokens'] = after(jnp.asarray(batch['targets']), START)
+    batch['decoder_mask'] = after(_real(batch), True)
+  outputs = forward(params, batch, key)
   z = outputs['token_logits']
   outputs |= {'logits': jax.lax.stop_gradient(z[:, 0, np.array(words)])}
   if 'targets' not in batch:

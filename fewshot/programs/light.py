@@ -108,7 +108,7 @@ def masks(l1: float) -> tuple[Method, Method]:
 
   def penalty(forward: Any, theta: Any, *rest: Any) -> Array:
     del forward, rest
-    return l1 * sum(jnp.abs(t['mask']).sum() for t in theta.values())
+    return l1 * jnp.stack([jnp.abs(t['mask']).sum() for t in theta.values()]).sum()
 
   def heads(key: Array, site: Site) -> dict[str, Array]:
     return {'mask': jnp.ones(site.out.shape[-2])}
