@@ -10,8 +10,8 @@ from fewshot.fits.sgd import sgd
 from fewshot.fits.untrained import untrained
 from fewshot.methods import spelling
 
-VOCABULARY = {f.__name__: f for f in (sgd, setfit, logistic, prototypes, memory, untrained)}
-VOCABULARY = {f.__name__: f for f in (sgd, prototypes, perfect)}
+FITS = (sgd, setfit, perfect, logistic, prototypes, memory, untrained)
+VOCABULARY = {f.__name__: f for f in FITS}
 
 
 def parse(text: str) -> Fit:
@@ -34,9 +34,9 @@ __all__ = [
   'logistic',
   'memory',
   'parse',
+  'perfect',
   'prototypes',
   'setfit',
   'sgd',
   'untrained',
 ]
-__all__ = ['VOCABULARY', 'Data', 'Fit', 'Loss', 'parse', 'perfect', 'prototypes', 'sgd']
