@@ -21,7 +21,7 @@ from fewshot.tasks.base import Task
 from fewshot.tasks.templates import Filled, Reads, Template, check_texts
 
 CALIBRATIONS = ('none', 'contextual', 'domain')
-SCORES, JOINS = ('word', 'likelihood'), ('mean', 'max', 'logsumexp')
+SCORES, JOINS = ('word', 'likelihood', 'soft'), ('mean', 'max', 'logsumexp')
 DRAWN = 20  # Texts of random words for the calibration by domain.
 
 
@@ -68,7 +68,7 @@ class Wording(NamedTuple):
 def cloze(
   template: str | tuple[str, ...],
   words: str = '',
-  score: Literal['word', 'likelihood'] = 'word',
+  score: Literal['word', 'likelihood', 'soft'] = 'word',
   join: Literal['mean', 'max', 'logsumexp'] = 'mean',
 ) -> Prompt:
   """A cloze text (Schick & Schutze 2021, arXiv:2001.07676): `{fields}`, and `{mask}` for a word.
@@ -78,8 +78,9 @@ def cloze(
       an example of its own, and a test item's logits are the mean over them.
     words: the label words by class, in the order of the task's classes; a class has several by
       bars: 'bad|awful, good|great'.  Without any, a method learns the classes at the slots.
-    score: 'word' reads one token a word at the slot, see `verbalizer`; 'likelihood' all tokens of
-      the first word of each class, normalised by their number, see `likelihood`.
+    score: 'word' reads one token a word at the slot, see `verbalizer`; 'soft' trains vectors that
+      start as those words, see `soft_verbalizer`; 'likelihood' reads all tokens of the first word
+      of each class, normalised by their number, see `likelihood`.
     join: how the scores of several words become that of their class.
 
   >>> cloze('{text} It was {mask}.', 'bad|awful, good').words
@@ -96,6 +97,8 @@ def cloze(
       raise FewshotError(f'cloze({name}={value!r}) is unknown; there are {brief(known)}')
   if not split and score != 'word':
     raise FewshotError(f'cloze(score={score!r}) is of label words, and there are none')
+  if score != 'word' and (join != 'mean' or any(len(c) > 1 for c in split) and score != 'soft'):
+    raise FewshotError(f'cloze(score={score!r}) takes one word a class, and joins none')
   return Prompt(texts, split, score, join)
 
 
@@ -259,7 +262,8 @@ def head(made: Wording, tokenizer: Any, task: Task, length: int, calibration: st
   else:
     ids = tuple(tuple(w[0] for w in words) for words in made.words)
     joined = '' if made.prompt.join == 'mean' else f', join={made.prompt.join!r}'
-    reader = f'verbalizer({ids}{joined})'
+    name = 'soft_verbalizer' if made.prompt.score == 'soft' else 'verbalizer'
+    reader = f'{name}({ids}{joined})'
   if calibration == 'none':
     return reader
   free = _free(made, tokenizer, task, length, calibration)

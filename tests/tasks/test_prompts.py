@@ -116,6 +116,8 @@ def test_words_that_are_not_what_they_seem_are_one_line(prompt, said):
     ("cloze('{text} {mask}', 'bad,')", 'an empty word'),
     ("cloze('{text} {mask}', 'a, b', score='best')", "score='best'"),
     ("cloze('{text} {mask}', score='likelihood')", 'there are none'),
+    ("cloze('{text} {mask}', 'a|b, c', score='likelihood')", 'one word a class'),
+    ("cloze('{text} {mask}', 'a, b', score='soft', join='max')", 'joins none'),
     ("cloze(('a', 'a'))", 'several that differ'),
     ("'{text}'", 'spells no prompt'),
     ("clause('{text}')", "unknown prompt 'clause'; known: cloze"),
@@ -142,6 +144,11 @@ def test_the_head_reads_the_words():
   ids = ((tok('so'),), (tok('on'), tok('it')))
   found = methods.parse(spelled(cloze('{text} {mask}', 'so, on|it', join='max')))
   assert methods.spell(found) == methods.spell(methods.verbalizer(ids, join='max'))
+  soft = spelled(cloze('{text} {mask}', 'so, on|it', score='soft'))
+  assert soft == methods.spell(methods.soft_verbalizer(ids))
+  several = spelled(cloze('{text} {mask}{mask}', 'so on, great film', score='likelihood'))
+  pairs = (tok('so'), tok('on')), (tok('great'), tok('film'))
+  assert several == methods.spell(methods.likelihood(pairs))
 
 
 def test_texts_without_content_are_in_the_template():
