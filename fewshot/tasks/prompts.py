@@ -97,7 +97,8 @@ def cloze(
       raise FewshotError(f'cloze({name}={value!r}) is unknown; there are {brief(known)}')
   if not split and score != 'word':
     raise FewshotError(f'cloze(score={score!r}) is of label words, and there are none')
-  if score != 'word' and (join != 'mean' or any(len(c) > 1 for c in split) and score != 'soft'):
+  several = score == 'likelihood' and any(len(c) > 1 for c in split)
+  if several or (score != 'word' and join != 'mean'):
     raise FewshotError(f'cloze(score={score!r}) takes one word a class, and joins none')
   return Prompt(texts, split, score, join)
 
