@@ -21,6 +21,9 @@ EXAMPLES = {
   'unfreeze': 'unfreeze(period=100)',
   'anchored': 'anchored(full())',
   'as_weights': 'as_weights(lora())',
+  'label_conditioning': 'label_conditioning(((0,), (1,)), 2)',
+  'likelihood': 'likelihood(((0,), (1,)))',
+  'soft_verbalizer': 'soft_verbalizer(((0,), (1,)))',
   'tokens': 'tokens((0,))',
   'verbalizer': 'verbalizer(((0,), (1,)))',
 }

@@ -134,7 +134,7 @@ def context_tuning(
     def adapted(params: Params, batch: Batch, key: Array | None = None) -> Outputs:
       seen, (own, begun) = context['seen'][None], _passed_over(bos, batch)
       if key is not None:
-        mine = _fingerprint(batch)[:, None] == context['owner']
+        mine = _fingerprint(batch.get('read', batch))[:, None] == context['owner']
         kept = jax.random.bernoulli(jax.random.fold_in(key, salt), 1.0 - dropout, mine.shape)
         seen = seen & kept & ~mine
       behind = context['seen'].sum() - begun

@@ -130,7 +130,7 @@ def _decoded(
   begun = forward(params, batch | _room(ids), key)
   z = begun['token_logits']
   z = z if 'slots' in batch else jnp.take_along_axis(z, last_tokens(begun, 1)[..., None], 1)
-  return _continued(forward, params, begun, 'tokens', z[:, 0], key, ids, real)
+  return _continued(forward, params, batch, begun, 'tokens', z[:, 0], key, ids, real)
 
 
 def _encoded(
@@ -144,7 +144,7 @@ def _encoded(
   rest = {k: x for k, x in batch.items() if k not in ('slots', 'decoder_mask')}
   begun = forward(params, rest | {'decoder_tokens': start} | _room(ids), key)
   z = begun['token_logits'][:, 0]
-  return _continued(forward, params, begun, 'decoder_tokens', z, key, ids, real)
+  return _continued(forward, params, batch, begun, 'decoder_tokens', z, key, ids, real)
 
 
 READ: dict[str, Callable[..., tuple[Outputs, Array]]] = {
@@ -160,12 +160,13 @@ def _room(ids: np.ndarray) -> Batch:
 
 
 def _continued(
-  forward: Forward, params: Params, begun: Outputs, fed: str, z: Array, key: Array | None,
-  ids: np.ndarray, real: np.ndarray,
+  forward: Forward, params: Params, read: Batch, begun: Outputs, fed: str, z: Array,
+  key: Array | None, ids: np.ndarray, real: np.ndarray,
 ) -> tuple[Outputs, Array]:  # fmt: skip
   """The outputs of the text's pass, and log p of first tokens by its logits z [B, V], then more.
 
-  Each text's cache is repeated for every word of more than one token, and goes on with it.
+  Each text's cache is repeated for every word of more than one token, and goes on with it.  The
+  batch says in `read` which tokens are in the cache, for methods that tell examples apart.
   """
   (classes, length), n = ids.shape, len(z)
   outputs = {k: x for k, x in begun.items() if k != 'cache'}
@@ -173,9 +174,10 @@ def _continued(
   if length == 1:
     return outputs, logp
   longer = np.flatnonzero(real[:, 1])
-  cache = jax.tree.map(lambda x: jnp.repeat(x, len(longer), 0) if x.ndim else x, begun['cache'])
+  repeat = lambda x: jnp.repeat(x, len(longer), 0) if jnp.ndim(x) else x  # noqa: E731
+  cache, text = jax.tree.map(repeat, (begun['cache'], {k: read[k] for k in ('tokens', 'mask')}))
   tokens = jnp.tile(ids[longer, :-1], (n, 1))  # Row b L + l is word l behind text b.
-  batch = {fed: tokens, fed.replace('tokens', 'mask'): jnp.ones(tokens.shape, bool), 'cache': cache}
+  batch = {fed: tokens, 'cache': cache, 'read': text}
   key = None if key is None else jax.random.fold_in(key, 1)
   more = _log_softmax(forward(params, batch, key)['token_logits'])
   more = jnp.take_along_axis(more, jnp.tile(ids[longer, 1:], (n, 1))[..., None], -1)[..., 0]

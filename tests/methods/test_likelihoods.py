@@ -186,6 +186,18 @@ def test_the_gradient_through_the_cache_is_that_of_single_passes():
   assert max(np.abs(g).max() for g in jax.tree.leaves(got)) > 1e-2
 
 
+def test_in_training_a_context_hides_the_own_example_from_every_token_of_a_word():
+  """Whatever stands in the prefix at the own example, nothing of it is read."""
+  model, text = load('gpt2-tiny'), {k: x[:1] for k, x in batch().items()}
+  method = methods.chain(methods.context_tuning(length=13, dropout=0.0), methods.likelihood(WORDS))
+  theta, state = method.init(KEY, model.forward, model.params, methods.Calib(batch(), 3))
+  run = jax.jit(lambda t, k: methods.adapt(method, model.forward, t, state)(model.params, text, k))
+  moved = jax.tree.map(lambda x: x.at[:6].add(1.0), theta[0]), theta[1]  # Text 0 has 6 tokens.
+  got, want = (run(t, KEY)['word_logprobs'] for t in (moved, theta))
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  assert np.abs(run(moved, None)['word_logprobs'] - want).max() > 1e-2
+
+
 def test_the_text_is_read_once():
   """The passes of the stack: the text [B, T], then the longer words [2 B, 2], whatever C is."""
   seen = []

@@ -3,5 +3,5 @@
 from tests.laws.case import Case
 
 CASES = (
-  Case('label_conditioning(((7,), (9, 12), (3, 4, 5)), mask=2)', 0, merges=False, on=('bert-mlm',)),
+  Case('label_conditioning(((7,), (9, 12), (3, 4, 5)), 2)', 0, merges=False, on=('bert-mlm',)),
 )
