@@ -1,6 +1,6 @@
 """A head that also learns to read a text by its label: ADAPET's label conditioning."""
 
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -74,16 +74,18 @@ def label_conditioning(
 
     return adapted
 
-  def penalty(
-    forward: Forward, theta: Theta, state: State, params: Params, batch: Batch, outputs: Outputs,
-    *rest: Any,
-  ) -> Array:  # fmt: skip
-    del forward, theta, state, params, rest
-    each = outputs.get('conditioning', jnp.zeros(1))
-    w = jnp.asarray(batch['weights'], each.dtype) if 'weights' in batch else jnp.ones_like(each)
-    return weight * (each * w).sum() / jnp.maximum(w.sum(), 1e-12)
+  return Method(init, wrap=wrap, penalty=functools.partial(_penalty, weight))
 
-  return Method(init, wrap=wrap, penalty=penalty)
+
+def _penalty(
+  weight: float, forward: Forward, theta: Theta, state: State, params: Params, batch: Batch,
+  outputs: Outputs, key: Array,
+) -> Array:  # fmt: skip
+  """weight times the mean of what the texts' second reading cost; 0 where there was none."""
+  del forward, theta, state, params, key
+  each = outputs.get('conditioning', jnp.zeros(1))
+  w = jnp.asarray(batch['weights'], each.dtype) if 'weights' in batch else jnp.ones_like(each)
+  return weight * (each * w).sum() / jnp.maximum(w.sum(), 1e-12)
 
 
 def _altered(
