@@ -183,8 +183,35 @@ def supervised_contrastive(weight: float = 1.0, temperature: float = 0.1) -> Obj
   return Objective(loss, accuracy)
 
 
+@once
+@spelled
+def distillation(temperature: float = 1.0) -> Objective:
+  """Cross-entropy with soft labels (Hinton et al. 2015, arXiv:1503.02531).
+
+      loss = -t^2 sum_c q_c log softmax(z / t)_c
+
+  q are `batch['targets']` [B, C], probabilities that a teacher's logits gave at the same
+  temperature t; t^2 keeps the size of the gradient.  Scored by accuracy.
+
+  >>> outputs, batch = {'logits': jnp.zeros((1, 2))}, {'targets': jnp.array([[0.9, 0.1]])}
+  >>> round(float(distillation(2.0).mean(outputs, batch)), 4)
+  2.7726
+  """
+  if isinstance(temperature, (int, float)) and temperature <= 0:
+    raise FewshotError(f'distillation(temperature={temperature}) is not above 0')
+
+  def loss(outputs: dict[str, Any], batch: dict[str, Any]) -> Array:
+    if 'targets' not in batch:
+      raise FewshotError('distillation() reads soft labels, and the batch has no targets [B, C]')
+    z = logits(outputs).astype(jnp.float32)
+    return temperature**2 * optax.softmax_cross_entropy(z / temperature, batch['targets'])
+
+  return Objective(loss, accuracy)
+
+
 VOCABULARY: dict[str, Callable[..., Objective]] = {
-  f.__name__: f for f in (classification, hinge, t_few, decoupled, supervised_contrastive)
+  f.__name__: f
+  for f in (classification, hinge, t_few, decoupled, supervised_contrastive, distillation)
 }
 
 

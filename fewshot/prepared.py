@@ -121,7 +121,12 @@ def _programmed(p: Prepared) -> Prepared:
       'records; leave grid, objective and checkpoints as they are'
     )
   if p.wording and p.wording.words:  # Their head trains nothing: it is a part of the model.
-    forward = methods.adapt(_words(p), p.model.forward, {}, {})
+    if p.wording.prompt.score == 'soft':
+      raise FewshotError(
+        "config.program trains the model's own weights, and score='soft' vectors beside them; take "
+        "score='word'"
+      )
+    forward = programs.worded(p.model.forward, _words(p))
     p = p._replace(model=p.model._replace(forward=forward))
   stages.check(program, stages.Setting(p.model, data_of(p, 0), len(p.task.classes)))
   total = methods.count(p.model.params)

@@ -78,12 +78,14 @@ class Stage(NamedTuple):
   """One step of a program: (setting, what is carried, seed) -> (the entries it writes, notes).
 
   `data` names the data that it looks at.  What it writes depends on nothing that is not declared.
+  `tested` names the data whose test items are scored from then on, where it is no longer 'task'.
   """
 
   run: Callable[[Setting, Carried, int], tuple[dict[str, Any], Notes]]
   reads: tuple[str, ...] = ('params',)
   writes: tuple[str, ...] = ('params',)
   data: tuple[str, ...] = ()
+  tested: str = ''
   made: Made | None = None
 
   @property
@@ -105,15 +107,16 @@ class Outcome(NamedTuple):
   setting: Setting
   carried: dict[str, Any]
   notes: list[Notes]  # Of each stage: its name, whether it was found in the cache, and its own.
+  tested: str = 'task'
 
   @property
   def model(self) -> Model:
     """The plain model at the last params."""
     return self.setting.model._replace(params=self.carried['params'], hashes={})
 
-  def logits(self, data: str = 'task') -> np.ndarray:
-    """The logits [T, C] of test items at the last params."""
-    return self.setting.logits(self.carried['params'], data)
+  def logits(self, data: str = '') -> np.ndarray:
+    """The logits [T, C] of test items at the last params; of `tested` where no data is named."""
+    return self.setting.logits(self.carried['params'], data or self.tested)
 
 
 @spelled
@@ -168,7 +171,8 @@ def run(
       store.keep(stage, carried, own, written, note)
     carried |= written
     notes.append({'stage': stage.name, 'cached': found is not None, **note})
-  return Outcome(setting, carried, notes)
+  tested = [stage.tested for stage in program.stages if stage.tested]
+  return Outcome(setting, carried, notes, tested[-1] if tested else 'task')
 
 
 def check(program: Program, setting: Setting) -> None:
@@ -181,7 +185,7 @@ def check(program: Program, setting: Setting) -> None:
         f'stage {i + 1}, {stage.name}, reads {missing[0]!r}, which no stage before it writes; '
         f'carried are {", ".join(sorted(there))}'
       )
-    for name in stage.data:
+    for name in (*stage.data, *filter(None, [stage.tested])):
       setting.of(name)
     there |= set(stage.writes)
 

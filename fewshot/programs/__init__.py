@@ -7,10 +7,12 @@ from fewshot import fits, methods
 from fewshot.errors import FewshotError
 from fewshot.methods import spelling
 from fewshot.programs import grafting as _grafting
-from fewshot.programs import light, offsite, published, search, steps
+from fewshot.programs import light, offsite, prompting, published, search, steps
 from fewshot.programs.grafting import *
 from fewshot.programs.light import *
 from fewshot.programs.offsite import *
+from fewshot.programs.prompting import *
+from fewshot.programs.prompting import worded as worded
 from fewshot.programs.published import *
 from fewshot.programs.search import *
 from fewshot.programs.steps import *
@@ -20,6 +22,7 @@ from fewshot.stages import Program, Stage, program
 from fewshot.stages import run as run
 
 FILES = (steps, search, _grafting, published, offsite, light)
+FILES = (steps, search, _grafting, published, offsite, prompting)
 WORDS: dict[str, Callable] = {name: getattr(f, name) for f in FILES for name in f.__all__}
 WORDS['program'] = program
 VOCABULARY = methods.VOCABULARY | fits.VOCABULARY | WORDS
