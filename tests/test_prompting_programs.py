@@ -5,16 +5,20 @@ import numpy as np
 import pytest
 
 from fewshot import fits, methods, models, objectives, programs, stages, tasks
+from fewshot.engine import Options
 from fewshot.errors import FewshotError
+from fewshot.fits.base import Data, Loss
+from fewshot.methods import paths
 from fewshot.models import bert, gpt2
-from fewshot.programs import prompting
+from fewshot.programs import pretraining, prompting, selftraining
 from fewshot.tasks import prompts
-from tests.tasks.test_templates import bert_like
+from tests.tasks.test_templates import bert_like, gpt_like
 
 BERT = bert.Config(vocab=16, dim=8, depth=1, heads=2, width=16, positions=32, types=1, lm=True)
 GPT = gpt2.Config(vocab=300, dim=8, depth=1, heads=2, width=16, positions=64)
 TWO = prompts.cloze(('{text} was {mask}', 'it {mask} so {text}'), 'terrible, great')
 FIT = fits.sgd(steps=3, lr=0.01, batch=4)
+PLAIN = Options(packing='off', prefix='off')  # Shortcuts take longer to try than they save.
 K, TEST = 2, 6
 
 
@@ -61,7 +65,7 @@ def place():
 def run(program, place, **kwargs) -> stages.Outcome:
   program = programs.parse(program) if isinstance(program, str) else program
   program = program if isinstance(program, stages.Program) else stages.program(program)
-  return stages.run(program, *place, classes=2, **kwargs)
+  return stages.run(program, *place, classes=2, options=PLAIN, **kwargs)
 
 
 def view(data: tasks.Encoded, v: int):
@@ -212,3 +216,160 @@ def test_data_that_is_tested_must_be_given(place):
   rest = {k: v for k, v in data.items() if k != 'plain'}
   with pytest.raises(FewshotError, match="no data 'plain'"):
     run('pet()', (model, rest))
+
+
+# Self-training.
+
+
+def plain_loss(known: int = 1):
+  """The loss of a linear classifier of x, and its start: p = (1/2, 1/2) everywhere."""
+  forward = lambda params, batch, key=None: {'features': batch['x']}  # noqa: E731
+  method = methods.linear()
+  theta = {'head': {'kernel': np.zeros((2, 2), np.float32), 'bias': np.zeros(2, np.float32)}}
+  return Loss(forward, method, {}, objectives.distillation()), theta
+
+
+def soft(x, y):
+  y = np.array(y, np.int32)
+  targets = np.eye(2, dtype=np.float32)[y]
+  return {'x': np.array(x, np.float32), 'labels': y, 'targets': targets}
+
+
+def test_weights_by_hand_and_none_for_what_opposes_the_gradient():
+  """<grad l_i, grad L> = <p - e_i, p - e> (x_i . x + 1) = (x_i . x + 1) / 2, < 0 where wrong."""
+  loss, theta = plain_loss()
+  batch = soft([[1, 0], [3, 0], [0, 1], [1, 0]], [0, 0, 0, 1])
+  got = selftraining.agreement(loss, theta, {}, batch, soft([[1, 0]], [0]))
+  np.testing.assert_allclose(got, np.array([1, 2, 0.5, 0]) / 3.5, atol=1e-6)
+  none = selftraining.agreement(loss, theta, {}, soft([[1, 0]], [1]), soft([[1, 0]], [0]))
+  np.testing.assert_array_equal(none, [0])
+
+
+def test_a_wrong_label_does_not_train_a_weighted_student():
+  loss, theta = plain_loss()
+  fit = fits.sgd(steps=5, lr=0.1, batch=3, optimizer='sgd')
+  pool, known = soft([[1, 0], [1, 0], [-1, 0]], [0, 1, 1]), soft([[1, 0], [-1, 0]], [0, 1])
+  both = {k: np.concatenate([pool[k], known[k]]) for k in pool}
+  key = jax.random.key(0)
+  trained = lambda f, data: f(loss, theta, {}, Data(data), key)[0]['head']['kernel']  # noqa: E731
+  weighted = trained(selftraining.taught(fit, 2, True, 0), both)
+  right = {k: x[[0, 2]] for k, x in pool.items()}
+  np.testing.assert_allclose(weighted, trained(fit, right), atol=1e-6)
+  without = trained(selftraining.taught(fit, 2, False, 0), both)
+  np.testing.assert_allclose(without, trained(fit, pool), atol=1e-6)
+  assert np.abs(weighted - without).max() > 1e-2
+
+
+def test_the_tail_trains_on_labelled_examples():
+  loss, theta = plain_loss()
+  fit = fits.sgd(steps=4, lr=0.1, batch=1, optimizer='sgd')
+  pool, known = soft([[0, 1]], [0]), soft([[1, 0]], [0])
+  both = {k: np.concatenate([pool[k], known[k]]) for k in pool}
+  key = jax.random.key(0)
+  at = lambda tail: selftraining.taught(fit, 1, False, tail)(loss, theta, {}, Data(both), key)[0]  # noqa: E731
+  whole, ended = at(0)['head']['kernel'], at(2)['head']['kernel']
+  assert not whole[0].any() and ended[0].any() and np.abs(ended[1]).max() < np.abs(whole[1]).max()
+
+
+def test_self_training_ends_at_the_last_student(place):
+  spelled = 'self_training(full(), sgd(steps=4, lr=0.01, batch=4), sgd(steps=6, lr=0.01, batch=8)'
+  out = run(f'{spelled}, sessions=1, tail=2)', place)
+  assert out.tested == 'task' and out.logits().shape == (TEST, 2)
+  assert len(out.notes[0]['sessions']) == 2
+  was, now = paths.flatten(place[0].params), paths.flatten(out.carried['params'])
+  assert was.keys() == now.keys() and np.abs(was['lm_head/bias'] - now['lm_head/bias']).max() > 1e-3
+  with pytest.raises(FewshotError, match='cannot be merged'):
+    run('self_training(soft_prompt(2))', place)
+  with pytest.raises(FewshotError, match=r'take sgd\(\.\.\.\)'):
+    run('self_training(student=prototypes())', place)
+
+
+# Prompt-based continued pre-training.
+
+
+def test_words_are_written_into_the_slots(place):
+  tok, data = bert_like(), place[1]['task']
+  rows = {k: x[0] for k, x in data.train.items()}
+  words = prompting.words_of(rows)[:, 0]
+  assert [tok.id_to_token(i) for i in words] == ['terrible', 'great']
+  got = pretraining.written(rows, words, tok, 'masks')
+  for row, y, slot in zip(got['tokens'], rows['labels'], rows['slots'][:, 0], strict=True):
+    assert tok.id_to_token(row[slot]) == ('terrible', 'great')[y]
+  special = np.isin(rows['tokens'], [1, 2]) | ~rows['mask']  # [CLS], [SEP]
+  np.testing.assert_array_equal(got['fixed'], special)
+  assert (got['tokens'] != rows['tokens']).sum() == len(rows['labels'])
+
+
+def test_masking_leaves_special_tokens_and_masks_the_share():
+  seen = {}
+
+  def forward(params, batch, key=None):
+    seen.update(batch)
+    return {'token_logits': jax.nn.one_hot(jax.numpy.zeros(batch['slots'].shape, int), 50) * 0}
+
+  tokens = np.tile(np.arange(20), (200, 1))
+  fixed = np.zeros((200, 20), bool)
+  fixed[:, [0, 19]], fixed[1, 2:] = True, True
+  batch = {'tokens': tokens, 'mask': ~fixed, 'fixed': fixed}
+  out = pretraining.masked(forward, 49, 50, 0.25, 2)({}, batch, jax.random.key(1))
+  changed = np.asarray(seen['tokens']) != tokens
+  assert not changed[fixed].any() and changed[1].sum() <= 1
+  assert changed[2:].sum(1).max() <= 4  # Of 18 tokens a quarter, rounded; of 20 5 places.
+  became = np.asarray(seen['tokens'])[changed]
+  assert (became == 49).mean() == pytest.approx(0.8 / 0.9, abs=0.06)
+  np.testing.assert_allclose(out['lm_loss'], np.log(50), rtol=1e-5)
+  again = pretraining.masked(forward, 49, 50, 0.25, 2)({}, batch, jax.random.key(2))
+  assert again['lm_loss'].shape == (200,) and (np.asarray(seen['tokens']) != tokens).any()
+
+
+def test_the_causal_loss_is_that_of_the_next_tokens():
+  z = np.random.default_rng(0).normal(size=(1, 4, 5)).astype(np.float32)
+  batch = {'tokens': np.array([[1, 3, 2, 0]]), 'mask': np.array([[True, True, True, False]])}
+  out = pretraining.causal(lambda p, b, k=None: {'token_logits': z}, 2)({}, batch)
+  logp = jax.nn.log_softmax(z[0])
+  np.testing.assert_allclose(out['lm_loss'], [-(logp[0, 3] + logp[1, 2]) / 2], rtol=1e-5)
+
+
+def test_continued_pretraining_lowers_the_masked_language_model_loss(place):
+  model, data = place
+  stage = pretraining.continued(fits.sgd(steps=30, lr=0.01, batch=12))
+  out = run(stages.program(pretraining.label(), stage), place)
+  y = out.carried['soft'].argmax(-1)
+  assert out.notes[0]['labels'] == np.bincount(y, minlength=2).tolist()
+  known = {k: x[0] for k, x in data['task'].train.items()}
+  rows = pretraining.written(known, prompting.words_of(known)[:, 0], model.tokenizer, 'masks')
+  lm = jax.jit(pretraining.masked(model.forward, 3, 16, 0.3, 2))
+  loss = lambda p: float(lm(p, rows)['lm_loss'].mean())  # noqa: E731
+  before, after = loss(model.params), loss(out.carried['params'])
+  assert after < before - 0.1 and out.notes[1]['texts'] == 2 * (20 + 2 * K)
+
+
+def test_pcp_of_a_causal_model_writes_the_word_behind_the_text():
+  place = given(prompts.cloze('{text} is {mask}', 'bad, good'), gpt2, GPT, gpt_like, count=6)
+  rows = {k: x[0] for k, x in place[1]['task'].train.items()}
+  got = pretraining.written(rows, prompting.words_of(rows)[:, 0], gpt_like(), 'left')
+  ends = got['mask'].sum(-1)
+  np.testing.assert_array_equal(ends, rows['mask'].sum(-1) + 1)
+  last = np.take_along_axis(got['tokens'], ends[:, None] - 1, 1)[:, 0]
+  assert [gpt_like().id_to_token(i) for i in last] == [('Ġbad', 'Ġgood')[y] for y in rows['labels']]
+  out = run('pcp(fit=sgd(steps=2), pretrain=sgd(steps=4, lr=0.01))', place)
+  assert out.notes[4]['loss'][1] < out.notes[4]['loss'][0] and out.logits().shape == (TEST, 2)
+
+
+def test_a_model_without_a_language_model_head_is_refused(place):
+  bare = bert.Config(**{**vars(BERT), 'lm': False})
+  params = bert.init(bare, jax.random.key(0))
+  model = place[0]._replace(params=params, forward=bert.forward(bare))
+  made = pretraining.continued(FIT)
+  s = stages.Setting(model, place[1], 2)
+  with pytest.raises(FewshotError, match=r'toy gives .*take a model with a language-model head'):
+    made.run(s, {'params': params, 'soft': np.zeros((20, 2))}, 0)
+  with pytest.raises(FewshotError, match='words of one token'):
+    run(stages.program(pretraining.label(), made), unworded(place))
+
+
+def unworded(place):
+  """The same without answers: a prompt without words."""
+  model, data = place
+  train = {k: x for k, x in data['task'].train.items() if k != 'answer'}
+  return model, data | {'task': data['task']._replace(train=train)}

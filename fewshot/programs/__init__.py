@@ -8,13 +8,24 @@ from fewshot.errors import FewshotError
 from fewshot.methods import spelling
 from fewshot.programs import grafting as _grafting
 from fewshot.programs import light, offsite, prompting, published, search, steps
+from fewshot.programs import (
+  offsite,
+  pretraining,
+  prompting,
+  published,
+  search,
+  selftraining,
+  steps,
+)
 from fewshot.programs.grafting import *
 from fewshot.programs.light import *
 from fewshot.programs.offsite import *
+from fewshot.programs.pretraining import *
 from fewshot.programs.prompting import *
 from fewshot.programs.prompting import worded as worded
 from fewshot.programs.published import *
 from fewshot.programs.search import *
+from fewshot.programs.selftraining import *
 from fewshot.programs.steps import *
 from fewshot.programs.steps import add as add
 from fewshot.stages import Outcome as Outcome
@@ -23,6 +34,7 @@ from fewshot.stages import run as run
 
 FILES = (steps, search, _grafting, published, offsite, light)
 FILES = (steps, search, _grafting, published, offsite, prompting)
+FILES = (steps, search, _grafting, published, offsite, prompting, selftraining, pretraining)
 WORDS: dict[str, Callable] = {name: getattr(f, name) for f in FILES for name in f.__all__}
 WORDS['program'] = program
 VOCABULARY = methods.VOCABULARY | fits.VOCABULARY | WORDS
