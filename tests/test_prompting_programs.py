@@ -4,7 +4,18 @@ import jax
 import numpy as np
 import pytest
 
-from fewshot import fits, methods, models, objectives, programs, stages, tasks
+from fewshot import (
+  experiment,
+  fits,
+  methods,
+  models,
+  objectives,
+  prepared,
+  programs,
+  stages,
+  tasks,
+)
+from fewshot.config import default
 from fewshot.engine import Options
 from fewshot.errors import FewshotError
 from fewshot.fits.base import Data, Loss
@@ -373,3 +384,25 @@ def unworded(place):
   model, data = place
   train = {k: x for k, x in data['task'].train.items() if k != 'answer'}
   return model, data | {'task': data['task']._replace(train=train)}
+
+
+# Configs.
+
+
+def test_a_config_runs_a_program_of_prompts(place, tmp_path):
+  toy = task()
+  rows = [f'{text},{toy.classes[y]}' for text, y in zip(toy.inputs, toy.labels, strict=True)]
+  (tmp_path / 'toy.csv').write_text('\n'.join(['text,label', *rows]))
+  config = default().unlock()
+  config.update(name='x', model='toy', task=str(tmp_path / 'toy.csv'), k=K, splits=(0,))
+  config.update(unlabelled=8, max_length=24, prompt=methods.spell(TWO))
+  config.program = 'pet(fit=sgd(steps=2), classifier_fit=sgd(steps=2))'
+  bare = bert.forward(BERT)
+  (p,) = prepared.prepare([config], load=lambda *a, **k: place[0]._replace(forward=bare))
+  (record,) = experiment.execute(p, tmp_path, None, lambda *a: None, set())
+  assert record['method'] == config.program and record['status'] in ('ok', 'collapsed')
+  assert [s['stage'] for s in record['stages']] == ['ensemble', 'distill']
+  assert record['scores']['accuracy']['n'] == len(p.data.labels) == len(record['predictions'])
+  (again,) = experiment.execute(p, tmp_path, None, lambda *a: None, set())
+  assert all(s['cached'] for s in again['stages'])
+  assert again['predictions'] == record['predictions']
