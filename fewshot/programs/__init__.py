@@ -7,8 +7,8 @@ from fewshot import fits, methods
 from fewshot.errors import FewshotError
 from fewshot.methods import spelling
 from fewshot.programs import grafting as _grafting
-from fewshot.programs import light, offsite, prompting, published, search, steps
 from fewshot.programs import (
+  light,
   offsite,
   pretraining,
   prompting,
@@ -32,9 +32,11 @@ from fewshot.stages import Outcome as Outcome
 from fewshot.stages import Program, Stage, program
 from fewshot.stages import run as run
 
-FILES = (steps, search, _grafting, published, offsite, light)
-FILES = (steps, search, _grafting, published, offsite, prompting)
-FILES = (steps, search, _grafting, published, offsite, prompting, selftraining, pretraining)
+FILES = (
+  *(steps, search, _grafting, published),
+  *(offsite, light),
+  *(prompting, selftraining, pretraining),
+)
 WORDS: dict[str, Callable] = {name: getattr(f, name) for f in FILES for name in f.__all__}
 WORDS['program'] = program
 VOCABULARY = methods.VOCABULARY | fits.VOCABULARY | WORDS

@@ -105,7 +105,7 @@ def taught(fit: Fit, labelled: int, reweight: bool, tail: int) -> Fit:
     def learn() -> Carry:
       if not reweight:
         return fit.step(loss, carry, Data(pool), key, t)
-      seen = rows(len(pool['labels']), key, t).reshape(-1)
+      seen = rows(pool['labels'], key, t).reshape(-1)
       batch = {k: x[seen] for k, x in pool.items()}
       w = agreement(loss, carry['theta'], carry['state'], batch, known)
       every = jnp.zeros(len(pool['labels']), w.dtype).at[seen].set(w)
