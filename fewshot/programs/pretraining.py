@@ -41,7 +41,8 @@ def pcp(
          each with the word of its class in the slot
       3. `method` trains on the prompts by `fit`, from there
 
-  `continued` says what the second stage minimises.
+  `continued` says what the second minimises.  The labelled texts keep their labels there, where the
+  authors' code predicts theirs too.
 
   >>> [s.name for s in pcp().stages]
   ['remember', 'train', 'label', 'rewind', 'continued', 'train']

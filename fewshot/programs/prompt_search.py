@@ -28,7 +28,7 @@ from fewshot.tasks.base import Task
 from fewshot.tasks.prompts import cloze
 from fewshot.tasks.splits import Split
 
-__all__ = ['Template', 'Words', 'label_words', 'rank_templates', 'tuned']
+__all__ = ['Ranked', 'Words', 'label_words', 'rank_templates', 'tuned']
 Array = np.ndarray
 Merit = Callable[[str], float]  # Of a prompt, as spelled.
 SGD, FULL = sgd(), full()
@@ -46,7 +46,7 @@ class Words(NamedTuple):
   dev: float | None = None
 
 
-class Template(NamedTuple):
+class Ranked(NamedTuple):
   """A template that was tried, and its accuracy on dev."""
 
   template: str
@@ -98,7 +98,7 @@ def label_words(
 def rank_templates(
   model: Model, task: Task, split: Split, templates: Sequence[str], words: str, *,
   merit: Merit | None = None, progress: Progress | None = None,
-) -> list[Template]:  # fmt: skip
+) -> list[Ranked]:  # fmt: skip
   """Templates by their accuracy on dev (Gao et al. 2021, arXiv:2012.15723), the best first.
 
   The candidates are given, and all are used with the same label words, as `cloze` spells them.
@@ -106,7 +106,7 @@ def rank_templates(
   """
   merit = merit or tuned(model, task, split)
   tick = progress or (lambda phase, done: None)
-  tried = [Template(t, spell(cloze(t, words)), 0.0) for t in dict.fromkeys(templates)]
+  tried = [Ranked(t, spell(cloze(t, words)), 0.0) for t in dict.fromkeys(templates)]
   if not tried:
     raise FewshotError('there are no templates to rank; give at least one')
   for t in tried:  # All are checked before one is trained.
@@ -144,7 +144,7 @@ def tuned(
   return merit
 
 
-def _each(merit: Merit, found: Sequence[Words | Template], tick: Progress) -> Iterator[float]:
+def _each(merit: Merit, found: Sequence[Words | Ranked], tick: Progress) -> Iterator[float]:
   tick('tune', 0.0)
   for i, one in enumerate(found):
     yield merit(one.prompt)

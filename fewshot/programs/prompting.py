@@ -18,6 +18,7 @@ from fewshot.methods.heads import check_word, logits_of, shapes_of
 from fewshot.methods.partition import count
 from fewshot.methods.spelling import spell, spelled
 from fewshot.methods.weights import full
+from fewshot.models.base import Model
 from fewshot.objectives import Objective, distillation
 from fewshot.programs.steps import Written, headed, new
 from fewshot.stages import Carried, Program, Setting, Stage, program
@@ -121,9 +122,11 @@ def distill(
   classifier: Method, fit: Fit, temperature: float = 2.0, data: str = 'plain_unlabelled',
   soft: str = 'soft', tested: str = 'plain',
 ) -> Stage:  # fmt: skip
-  """Trains a classifier on the softened labels of an entry; from then on `tested` is tested.
+  """Trains a classifier on the labels of an entry of logits z [U, C], softened by a temperature.
 
-  q = softmax(z / t),   loss = -t^2 sum_c q_c log softmax(f / t)_c
+      q = softmax(z / t),   loss = -t^2 sum_c q_c log softmax(f / t)_c
+
+  From then on the test items of `tested` are scored.
   """
   check_mergeable('distill', classifier)
   objective = distillation(temperature)
@@ -231,7 +234,7 @@ def joined(*parts: Batch) -> Batch:
 
 
 def fitted(
-  s: Setting, model: Any, train: Batch, dev: Batch | None, method: Method, fit: Fit, seed: int,
+  s: Setting, model: Model, train: Batch, dev: Batch | None, method: Method, fit: Fit, seed: int,
   split: Split, objective: Objective | None = None, head: bool = True,
 ) -> Iterator[Result]:  # fmt: skip
   """One run for each train set of [S, N, ...], side by side, each with a key of its own.
@@ -251,7 +254,7 @@ def fitted(
   )  # fmt: skip
 
 
-def scorer(model: Any, method: Method) -> Callable[[Any, Any, Batch], np.ndarray]:
+def scorer(model: Model, method: Method) -> Callable[[Any, Any, Batch], np.ndarray]:
   """(theta, state, rows [N, ...]) -> logits [N, C] of an adapted model, some rows at a time."""
 
   @jax.jit
@@ -288,7 +291,7 @@ def about(result: Result) -> dict[str, Any]:
 
 
 def _predicted(
-  s: Setting, model: Any, dev: Batch | None, pool: Batch, method: Method, fit: Fit, seed: int,
+  s: Setting, model: Model, dev: Batch | None, pool: Batch, method: Method, fit: Fit, seed: int,
   train: Batch, split: Split,
 ) -> tuple[np.ndarray, int]:  # fmt: skip
   """The logits [V, U, C] for each view's unlabelled rows by the model trained on that view."""

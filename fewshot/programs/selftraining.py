@@ -1,7 +1,5 @@
 """Self-training: a teacher labels texts, and who learned from them is the next teacher."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +10,7 @@ from fewshot.fits.sgd import sgd
 from fewshot.methods.base import Batch, Method, State, Theta, adapt, merge
 from fewshot.methods.lowrank import lora
 from fewshot.methods.spelling import spell, spelled
+from fewshot.models.base import Model
 from fewshot.objectives import distillation
 from fewshot.programs.prompting import (
   about,
@@ -64,11 +63,11 @@ def self_training(
     model, task = s.model._replace(params=carried['params']), s.of(data)
     split, pool = task.splits[0], s.of(unlabelled)
     (result,) = fitted(s, model, task.train, task.dev, method, fit, seed, split)
-    score, notes = scorer(model, result.method), [about(result)]
+    notes = [about(result)]
     labelled = {k: np.asarray(x[0]) for k, x in task.train.items()}
     both = taught(learn, len(labelled['labels']), reweight, tail)
     for i in range(sessions):
-      train = _taught_rows(pool, labelled, _mean_labels(score, result, pool), s.classes)
+      train = _taught_rows(pool, labelled, _mean_labels(model, result, pool), s.classes)
       many = {k: x[None] for k, x in train.items()}
       (result,) = fitted(
         s, model, many, None, method, both, seed + 1 + i, split, distillation()
@@ -144,10 +143,11 @@ def agreement(loss: Loss, theta: Theta, state: State, batch: Batch, known: Batch
   return inner / jnp.maximum(inner.sum(), 1e-12)
 
 
-def _mean_labels(score: Any, result: Result, pool: Encoded) -> np.ndarray:
+def _mean_labels(model: Model, result: Result, pool: Encoded) -> np.ndarray:
   """The teacher's mean probabilities [U, C] over the views of each unlabelled example."""
   rows = {k: np.asarray(x[0]) for k, x in pool.train.items()}
-  return softened(pool.of_items(score(result.theta, result.state, rows)))
+  z = scorer(model, result.method)(result.theta, result.state, rows)
+  return softened(pool.of_items(z))
 
 
 def _taught_rows(pool: Encoded, labelled: Batch, q: np.ndarray, classes: int) -> Batch:
