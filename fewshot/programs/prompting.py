@@ -67,8 +67,8 @@ def ipet(
   examples: the N that have labels, and such as a random `share` of the other models labelled.
   `ensemble` says how those are drawn; the last generation labels for the classifier.
 
-  >>> spell(ipet(generations=2).stages[0])
-  "ensemble(full(), sgd(), 2, 5.0, 0.25, 'accuracy')"
+  >>> [s.name for s in ipet(generations=2).stages]
+  ['ensemble', 'distill']
   """
   models = ensemble(method, fit, generations, factor, share, weighting)
   return program(models, distill(classifier, classifier_fit, temperature))
