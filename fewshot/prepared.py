@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fewshot import config as configs
-from fewshot import engine, fits, methods, models, objectives, programs, runs, stages, tasks, train
+from fewshot import embedding, engine, fits, methods, models, objectives, programs, runs, stages, tasks, train
 from fewshot import sweep as sweeps
 from fewshot.errors import FewshotError
 from fewshot.methods import paths
@@ -74,12 +74,13 @@ def prepare(
   `load` makes the models: `planning.load` makes them of shapes alone.
   """
   loaded: dict[Any, Any] = {}
-  return [_prepare(c, loaded, load) for c in todo]
+  return [p for c in todo for p in _prepare(c, loaded, load)]
 
 
 def _prepare(
   config: ConfigDict, loaded: dict[Any, Any], load: Callable[..., models.Model]
-) -> Prepared:
+) -> Iterator[Prepared]:
+  """The runs of a config that share their data: all, or a split's where it is in the texts."""
   method, fit = sweeps.traced_once(methods.parse(config.method)), fits.parse(config.fit)
   _check(config, fit)
   model_key = (config.model, config.dtype, config.dropout)
@@ -91,25 +92,51 @@ def _prepare(
     loaded[task_key] = _task(config)
   task = loaded[task_key]
   wording = _wording(config, model, task)
+  objective = objectives.parse(config.objective)
   counts = (config.k, config.dev_k, config.splits, config.max_test, config.max_length)
   data_key = (model_key, task_key, counts, config.prompt)
   if data_key not in loaded:
-    splits = tasks.kshot(task, config.k, config.splits, config.dev_k, config.max_test)
-    loaded[data_key] = tasks.encode(
-      task, splits, model.tokenizer, config.max_length, wording=wording
+    loaded[data_key] = _encoded(config, model, task, wording, loaded, load)
+  for data in loaded[data_key]:
+    yield _checked(
+      Prepared(config, model, task, data, method, fit, [], objective=objective, wording=wording)
     )
-  data = loaded[data_key]
-  objective = objectives.parse(config.objective)
-  prepared = Prepared(
-    config, model, task, data, method, fit, [], objective=objective, wording=wording
+
+
+def _checked(p: Prepared) -> Prepared:
+  """With its program, or with its head and its counts; what will not start is refused."""
+  if p.config.program:
+    return _programmed(p)
+  if p.wording and p.wording.words:
+    p = p._replace(own=p.method)
+  p = counted(p._replace(method=sweeps.traced_once(_with_head(p))))
+  _check_start(p)
+  return p
+
+
+def _encoded(
+  config: ConfigDict, model: models.Model, task: tasks.Task, wording: Wording | None,
+  loaded: dict[Any, Any], load: Callable[..., models.Model],
+) -> list[tasks.Encoded]:  # fmt: skip
+  """The splits as arrays, together; each alone where its train examples stand in all texts."""
+  splits = tasks.kshot(task, config.k, config.splits, config.dev_k, config.max_test)
+  encode = functools.partial(
+    tasks.encode, task, tokenizer=model.tokenizer, max_length=config.max_length, wording=wording
   )
-  if config.program:
-    return _programmed(prepared)
-  if wording and wording.words:
-    prepared = prepared._replace(own=method)
-  prepared = counted(prepared._replace(method=sweeps.traced_once(_with_head(prepared))))
-  _check_start(prepared)
-  return prepared
+  if wording is None or not wording.prompt.demonstrations:
+    return [encode(splits)]
+  if config.checkpoints:
+    raise FewshotError(
+      'config.checkpoints: the train examples that a prompt demonstrates are not saved with an '
+      'adapted model; leave checkpoints at False, or demonstrations at 0'
+    )
+  likeness = None
+  if name := wording.prompt.similar:
+    key = (name, 'float32', 0.0)
+    if key not in loaded:
+      loaded[key] = load(name, dtype='float32', dropout=0.0)
+    likeness = lambda a, b: embedding.embed(loaded[key], a) @ embedding.embed(loaded[key], b).T  # noqa: E731
+  return [encode([split], likeness=likeness) for split in splits]
 
 
 def _programmed(p: Prepared) -> Prepared:

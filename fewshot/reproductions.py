@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fewshot import records, statistics, summaries, tables
+from fewshot import matrices, records, statistics, summaries, tables
 from fewshot.episode_tables import cells, of_episodes, render_markdown
 from fewshot.episode_tables import setting as setting_of
 from fewshot.errors import FewshotError, nearest
@@ -153,7 +153,7 @@ def _compared(found: list[dict[str, Any]]) -> list[str]:
   parts: list[str] = []
   for name in dict.fromkeys(r['config']['name'] for r in found):
     rows = summaries.summarise(r for r in found if r['config']['name'] == name)
-    parts += [f'## {name}', '', tables.render_markdown(rows), '']
+    parts += [f'## {name}', '', matrices.render_markdown(rows), tables.render_markdown(rows), '']
   return parts
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fewshot import fits, methods, objectives
+from fewshot.tasks.prompts import parse
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -38,6 +41,23 @@ def test_selection(tmp_path: Path) -> None:
   assert names['choice'].entries == names['other'].entries == -(-total // 10)
   trained = sum(t['value'].size for t in names['theta'].values())
   assert trained == names['choice'].entries
+
+
+def test_prompting(tmp_path: Path) -> None:
+  names = run_blocks('docs/prompting.md', tmp_path)
+  assert names['get_config']().model == 'smollm2-135m'
+  parse(names['get_config']().prompt)
+  assert names['found'][0].train >= names['found'][-1].train
+  assert {r.template for r in names['ranked']} == set(names['given'])
+
+
+def test_the_systems_that_docs_name_are_spelled() -> None:
+  page = (ROOT / 'docs/prompting.md').read_text()
+  known = {'method': methods.parse, 'fit': fits.parse, 'objective': objectives.parse}
+  found = [(k, v) for k, v in re.findall(r"`(\w+)='([^`]*)'`", page) if k in known]
+  assert len(found) >= 10
+  for key, text in found:
+    known[key](text)
 
 
 @pytest.mark.slow

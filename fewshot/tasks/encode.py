@@ -12,6 +12,7 @@ from fewshot.errors import FewshotError
 from fewshot.tasks import buckets, prompts
 from fewshot.tasks.base import Task
 from fewshot.tasks.prompts import Wording
+from fewshot.tasks.shown import Likeness, Shots
 from fewshot.tasks.splits import Split
 from fewshot.tasks.templates import Filled, check_texts, padded
 
@@ -51,11 +52,13 @@ def encode(
   max_length: int = 64,
   tokens_per_batch: int = 0,
   wording: Wording | None = None,
+  likeness: Likeness | None = None,
 ) -> Encoded:
   """Tokenises what the splits use (texts are cut at `max_length`) and pads to few lengths.
 
   With a `wording` texts are shown in its templates, and train and dev rows, never those of test,
-  have the tokens of their class's word as `answer` [N, A], padded with -1.
+  have the tokens of their class's word as `answer` [N, A], padded with -1.  Demonstrations are of
+  one split's train examples, drawn among those that `likeness` says are alike.
   Test batches hold about `tokens_per_batch` tokens; 0 for what suits the backend: enough to fill
   it, and on a CPU, where all runs of a chunk read a batch at once, what its caches hold.
   """
@@ -65,7 +68,8 @@ def encode(
   if any(s.test_hash != splits[0].test_hash for s in splits):
     raise FewshotError(f'{task.name}: the splits of one sweep share their test set')
   used = np.unique(np.concatenate([r for s in splits for r in (s.train, s.dev, s.test)]))
-  rows, lengths, cut = _features(task, used, tokenizer, max_length, wording)
+  shots = _shots(task, splits, wording, likeness)
+  rows, lengths, cut = _features(task, used, tokenizer, max_length, wording, shots)
   views = wording.views if wording else 1
   at = functools.partial(_places, used, views=views)
   shown = [at([getattr(s, part) for s in splits]) for part in ('train', 'dev')]
@@ -82,6 +86,22 @@ def encode(
     views,
     int(cut.sum()),
   )
+
+
+def _shots(
+  task: Task, splits: Sequence[Split], wording: Wording | None, likeness: Likeness | None
+) -> Shots | None:
+  """The examples that a prompt's demonstrations are drawn from."""
+  if wording is None or not wording.prompt.demonstrations:
+    return None
+  if len(splits) > 1:
+    raise FewshotError(
+      f'{task.name}: what a prompt demonstrates are the train examples of one split, and there are '
+      f'{len(splits)}; encode one at a time'
+    )
+  texts = [task.inputs[i] for i in splits[0].train]
+  fields = [t if isinstance(t, tuple) else (t,) for t in texts]
+  return Shots(fields, task.labels[splits[0].train], splits[0].seed, likeness)
 
 
 def _places(used: np.ndarray, parts: Sequence[np.ndarray], views: int) -> np.ndarray:
@@ -138,8 +158,9 @@ def _tokenize(tokenizer: Any, texts: Sequence[str | tuple[str, ...]], max_length
 
 
 def _features(
-  task: Task, used: np.ndarray, tokenizer: Any, max_length: int, wording: Wording | None
-) -> Filled:
+  task: Task, used: np.ndarray, tokenizer: Any, max_length: int, wording: Wording | None,
+  shots: Shots | None,
+) -> Filled:  # fmt: skip
   """The rows of the examples `used`, with their labels."""
   labels = task.labels[used]
   if isinstance(task.inputs, dict):
@@ -154,7 +175,7 @@ def _features(
   if wording is None:
     filled = _tokenize(tokenizer, texts, max_length)
   else:
-    filled = prompts.fill(wording, tokenizer, texts, max_length)
+    filled = prompts.fill(wording, tokenizer, texts, max_length, shots)
     labels = labels.repeat(wording.views)
   return filled._replace(rows=filled.rows | {'labels': labels})
 

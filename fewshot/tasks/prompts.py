@@ -18,6 +18,7 @@ from fewshot.methods.spelling import Made, spelled
 from fewshot.models.base import Model
 from fewshot.tasks import templates
 from fewshot.tasks.base import Task
+from fewshot.tasks.shown import Shots
 from fewshot.tasks.templates import Filled, Reads, Template, check_texts
 
 CALIBRATIONS = ('none', 'contextual', 'domain')
@@ -32,6 +33,8 @@ class Prompt(NamedTuple):
   words: tuple[tuple[str, ...], ...] = ()  # Of each class, in the task's order; none: no classes.
   score: str = 'word'
   join: str = 'mean'
+  demonstrations: int = 0
+  similar: str = ''
   made: Made | None = None
 
   @property
@@ -39,7 +42,8 @@ class Prompt(NamedTuple):
     """Those that a record names: of the templates and of the label words."""
     digest = lambda x: hashlib.sha256(repr(x).encode()).hexdigest()[:16]  # noqa: E731
     words = (self.words, self.score, self.join)
-    return {'template': digest(self.templates)} | ({'words': digest(words)} if self.words else {})
+    shown = (self.templates, self.demonstrations, self.similar)
+    return {'template': digest(shown if self.demonstrations else self.templates)} | ({'words': digest(words)} if self.words else {})
 
 
 class Wording(NamedTuple):
@@ -54,8 +58,8 @@ class Wording(NamedTuple):
 
   @property
   def views(self) -> int:
-    """How many rows an example makes: one a template."""
-    return len(self.templates)
+    """How many rows an example makes: one a template, and a set of demonstrations."""
+    return len(self.templates) * max(self.prompt.demonstrations, 1)
 
   @property
   def answers(self) -> np.ndarray | None:
@@ -70,6 +74,8 @@ def cloze(
   words: str = '',
   score: Literal['word', 'likelihood', 'soft'] = 'word',
   join: Literal['mean', 'max', 'logsumexp'] = 'mean',
+  demonstrations: int = 0,
+  similar: str = '',
 ) -> Prompt:
   """A cloze text (Schick & Schutze 2021, arXiv:2001.07676): `{fields}`, and `{mask}` for a word.
 
@@ -82,6 +88,11 @@ def cloze(
       start as those words, see `soft_verbalizer`; 'likelihood' reads all tokens of the first word
       of each class, normalised by their number, see `likelihood`.
     join: how the scores of several words become that of their class.
+    demonstrations: so many sets; behind an example stands one train example of every class with
+      its word in place (Gao et al. 2021, arXiv:2012.15723), and each set is a view.  Of masked
+      models and encoder-decoders; for causal ones see the method `demonstrations`.
+    similar: the model whose sentence embeddings say which half of the train examples are drawn
+      from, 'minilm-l6'; '' draws from all.
 
   >>> cloze('{text} It was {mask}.', 'bad|awful, good').words
   (('bad', 'awful'), ('good',))
@@ -100,7 +111,12 @@ def cloze(
   several = score == 'likelihood' and any(len(c) > 1 for c in split)
   if several or (score != 'word' and join != 'mean'):
     raise FewshotError(f'cloze(score={score!r}) takes one word a class, and joins none')
-  return Prompt(texts, split, score, join)
+  if demonstrations < 0 or (demonstrations and not split) or (similar and not demonstrations):
+    raise FewshotError(
+      f'cloze(demonstrations={demonstrations}, similar={similar!r}): demonstrations are sets of '
+      'examples with their label words, and similar chooses among them'
+    )
+  return Prompt(texts, split, score, join, demonstrations, similar)
 
 
 VOCABULARY: dict[str, Callable[..., Any]] = {'cloze': cloze}
@@ -141,6 +157,11 @@ def wording(prompt: Prompt, model: Model, fields: Sequence[str], classes: Sequen
   if prompt.words and not slots - {0}:
     raise FewshotError(f'template {prompt.templates[0]!r} has no {{mask}} for its label words')
   reads, start = reading(model)
+  if prompt.demonstrations and reads == 'left':
+    raise FewshotError(
+      f'{model.name} predicts what comes next, and demonstrations of a prompt stand behind a text; '
+      'take the method demonstrations()'
+    )
   several = prompt.score == 'likelihood'
   words = tuple(
     tuple(_tokens(model.tokenizer, w, several) for w in of_class) for of_class in prompt.words
@@ -160,7 +181,11 @@ def reading(model: Model) -> tuple[Reads, int | None]:
 
 
 def fill(
-  made: Wording, tokenizer: Any, texts: Sequence[str | tuple[str, ...]], max_length: int
+  made: Wording,
+  tokenizer: Any,
+  texts: Sequence[str | tuple[str, ...]],
+  max_length: int,
+  shots: Shots | None = None,
 ) -> Filled:
   """The rows [N * views] of texts in the templates of a prompt, those of a text side by side."""
   check_texts([field for t in texts for field in _tuple(t)])
@@ -171,7 +196,12 @@ def fill(
       f'{len(_tuple(odd))}'
     )
   named = [dict(zip(made.fields, _tuple(t), strict=True)) for t in texts]
-  parts = [templates.encode(tokenizer, t, named, max_length, made.reads) for t in made.templates]
+  sets = _behind(made, tokenizer, [_tuple(t) for t in texts], max_length, shots)
+  parts = [
+    templates.encode(tokenizer, t, named, max_length, made.reads, behind)
+    for t, of_template in zip(made.templates, sets, strict=True)
+    for behind in of_template
+  ]
   width = max(p.rows['tokens'].shape[1] for p in parts)
   rows = {k: _side_by_side([p.rows[k] for p in parts], width) for k in parts[0].rows}
   if made.reads == 'decoder':
@@ -179,6 +209,31 @@ def fill(
     rows |= {'decoder_tokens': start, 'slots': np.zeros_like(start)}
   lengths = np.stack([p.lengths for p in parts], 1).reshape(-1)
   return Filled(rows, lengths, np.stack([p.cut for p in parts], 1).reshape(-1))
+
+
+def _behind(
+  made: Wording,
+  tokenizer: Any,
+  texts: list[tuple[str, ...]],
+  max_length: int,
+  shots: Shots | None,
+) -> list[list[list[str]]]:
+  """What stands behind the texts: of each template, of each set of demonstrations, by text."""
+  sets = made.prompt.demonstrations
+  if not sets:
+    return [[[]] for _ in made.templates]
+  if shots is None:
+    raise FewshotError('this prompt shows train examples, and there are none at hand')
+  room = max_length // (1 + len(made.words))
+  named = [dict(zip(made.fields, t, strict=True)) for t in shots.texts]
+  words = [made.prompt.words[c][0] for c in shots.labels]
+  drawn = shots.draw(texts, sets)  # [N, sets, C]
+  mark = tokenizer.id_to_token(tokenizer.encode('').ids[-1]) if made.reads == 'masks' else ''
+  out = []
+  for t in made.templates:
+    full = [templates.fitted(tokenizer, t, [n], room, w, [''])[0][0] for n, w in zip(named, words, strict=True)]
+    out.append([[''.join(f' {mark} {full[j]}' for j in row) for row in drawn[:, s]] for s in range(sets)])
+  return out
 
 
 def _free(

@@ -83,13 +83,14 @@ class Filled(NamedTuple):
 
 
 def encode(
-  tokenizer: Any, template: Template, examples: Sequence[Fields], max_length: int, reads: Reads
-) -> Filled:
+  tokenizer: Any, template: Template, examples: Sequence[Fields], max_length: int, reads: Reads,
+  behind: Sequence[str] = (),
+) -> Filled:  # fmt: skip
   """Every example in the template as tokens of at most `max_length`, with the places of its slots.
 
   `reads` says what predicts a word: the mask tokens ('masks'), the last token of the text, after
   which the model puts the next ('left'), or a decoder behind the text ('decoder'); for the latter
-  two the one slot ends the template.
+  two the one slot ends the template.  `behind` are texts that follow each example, uncut.
 
   Raises:
     FewshotError: a slot that is not the end where it has to be, no mask token, no room for fields.
@@ -98,7 +99,8 @@ def encode(
   token = tokenizer.id_to_token(mask_id(tokenizer)) if masked else ''
   if reads != 'masks':
     template = _without_slot(template)
-  texts, cut = _cut(tokenizer, template, examples, max_length, token)
+  behind = behind or [''] * len(examples)
+  texts, cut = fitted(tokenizer, template, examples, max_length, token, behind)
   ids = [e.ids for e in tokenizer.encode_batch(texts)]
   lengths = np.array([len(i) for i in ids])
   width = min(buckets.round_up(int(lengths.max())), max_length)
@@ -149,18 +151,19 @@ def _without_slot(template: Template) -> Template:
   return Template(template.text, tuple(before))
 
 
-def _cut(
-  tokenizer: Any, template: Template, examples: Sequence[Fields], max_length: int, shown: str
-) -> tuple[list[str], np.ndarray]:
+def fitted(
+  tokenizer: Any, template: Template, examples: Sequence[Fields], max_length: int, shown: str,
+  behind: Sequence[str],
+) -> tuple[list[str], np.ndarray]:  # fmt: skip
   """The filled texts, fields cut at tokens where the whole is longer than `max_length`; which."""
-  texts = [template.fill(e, shown) for e in examples]
+  texts = [template.fill(e, shown) + b for e, b in zip(examples, behind, strict=True)]
   found = tokenizer.encode_batch(texts)
   cut = np.array([len(e.ids) > max_length for e in found])
   for i in map(int, np.flatnonzero(cut)):
     e, example = found[i], dict(examples[i])
     while len(e.ids) > max_length:
       example = _shorter(tokenizer, template, example, len(e.ids) - max_length)
-      texts[i] = template.fill(example, shown)
+      texts[i] = template.fill(example, shown) + behind[i]
       e = tokenizer.encode(texts[i])
   return texts, cut
 

@@ -10,6 +10,7 @@ import pytest
 from fewshot import methods, models, objectives
 from fewshot.errors import FewshotError
 from fewshot.methods import likelihoods
+from fewshot.methods.context import _fingerprint
 from tests.parity import errors
 
 KEY = jax.random.key(0)
@@ -189,10 +190,12 @@ def test_the_gradient_through_the_cache_is_that_of_single_passes():
 def test_in_training_a_context_hides_the_own_example_from_every_token_of_a_word():
   """Whatever stands in the prefix at the own example, nothing of it is read."""
   model, text = load('gpt2-tiny'), {k: x[:1] for k, x in batch().items()}
-  method = methods.chain(methods.context_tuning(length=13, dropout=0.0), methods.likelihood(WORDS))
+  method = methods.chain(methods.context_tuning(length=24, dropout=0.0), methods.likelihood(WORDS))
   theta, state = method.init(KEY, model.forward, model.params, methods.Calib(batch(), 3))
   run = jax.jit(lambda t, k: methods.adapt(method, model.forward, t, state)(model.params, text, k))
-  moved = jax.tree.map(lambda x: x.at[:6].add(1.0), theta[0]), theta[1]  # Text 0 has 6 tokens.
+  own = state[0]['*']['owner'] == _fingerprint(text)
+  assert own.sum() == 6  # The tokens of text 0.
+  moved = jax.tree.map(lambda x: x + own[:, None, None], theta[0]), theta[1]
   got, want = (run(t, KEY)['word_logprobs'] for t in (moved, theta))
   np.testing.assert_allclose(got, want, atol=1e-5)
   assert np.abs(run(moved, None)['word_logprobs'] - want).max() > 1e-2
