@@ -11,7 +11,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fewshot import config as configs
-from fewshot import embedding, engine, fits, methods, models, objectives, programs, runs, stages, tasks, train
+from fewshot import (
+  embedding,
+  engine,
+  fits,
+  methods,
+  models,
+  objectives,
+  programs,
+  runs,
+  stages,
+  tasks,
+  train,
+)
 from fewshot import sweep as sweeps
 from fewshot.errors import FewshotError
 from fewshot.methods import paths

@@ -16,7 +16,12 @@ def lines(rows):
 
 
 def test_a_method_is_a_line_and_a_task_a_column():
-  rows = [row('a'), row('b', mean=0.75, trained=20), row('a', 'lora()', 0.25), row('b', 'lora()', 0.8)]
+  rows = [
+    row('a'),
+    row('b', mean=0.75, trained=20),
+    row('a', 'lora()', 0.25),
+    row('b', 'lora()', 0.8),
+  ]
   first, second = lines(rows)
   assert first == '| `linear()` | **50.0 ± 12.5** | 75.0 ± 12.5 | 20 (20.00 %) | – |'
   assert second == '| `lora()` | 25.0 ± 12.5 | **80.0 ± 12.5** | 10 (10.00 %) | – |'

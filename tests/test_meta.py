@@ -167,6 +167,8 @@ def test_mistakes_are_one_line() -> None:
     meta.train(learners.protonet(), model, episodes, steps=0)
   with pytest.raises(FewshotError, match='learned theta0; meta-train it first'):
     meta.evaluate(learners.maml(steps=1), model, {}, episodes, ledger('x', 1))
+  with pytest.raises(FewshotError, match=r'a key for each episode, \[E\], not of shape \(\)'):
+    meta.evaluate(learners.protonet(), model, {}, episodes, jax.random.key(0))
 
 
 def test_the_page_on_episodes_runs(tmp_path: Path) -> None:

@@ -43,11 +43,18 @@ def image_folder(folder: str | Path, size: int = 84, mode: str = 'RGB') -> Pool:
   with opened(root) as tree:
     classes: dict[str, list[str]] = {}
     for path in sorted(p for p in tree if '/' in p and p.lower().endswith(SUFFIXES)):
+      if _is_hidden(path):
+        continue
       classes.setdefault(path.rpartition('/')[0], []).append(path)
     if not classes:
       raise FewshotError(f'{root.name} has no folders of images; give a folder of class folders')
     groups = [c.rpartition('/')[0] for c in classes]
     return pool_of(root.name, tree, classes, size, mode, groups if any(groups) else ())
+
+
+def _is_hidden(path: str) -> bool:
+  """Whether editors, notebooks or archives of macOS put it there: no class of the data."""
+  return any(part.startswith(('.', '__MACOSX')) for part in path.split('/'))
 
 
 def cifar_fs(folder: str | Path | None = None, part: str = 'train', size: int = 32) -> Pool:

@@ -197,6 +197,8 @@ def _fill(images: Array, take: Array, skip: Array | int, slots: int) -> tuple[Ar
 
 def _range(name: str, value: int | tuple[int, int], most: int | None = None) -> tuple[int, int]:
   """low, high of a number or a pair; `most` cuts a pair whose low end it allows."""
+  if isinstance(value, tuple) and len(value) != 2:
+    raise FewshotError(f'{name}={value} is no range; write a number, or (lowest, highest)')
   low, high = value if isinstance(value, tuple) else (value, value)
   counts(**{name: low})
   counts(**{name: high})

@@ -37,6 +37,10 @@ def evaluate(
   those; a forward that uses batch statistics is run on each episode instead.  `batch` episodes are
   computed at a time; `chosen` has arguments of the fit in place of the learner's choices.
   """
+  if keys.ndim != 1:
+    raise FewshotError(
+      f'evaluate takes a key for each episode, [E], not of shape {keys.shape}; see episodes.ledger'
+    )
   return evaluator(learner, model, sampler, batch=batch)(outer, keys, chosen or {})
 
 

@@ -43,7 +43,9 @@ class Prompt(NamedTuple):
     digest = lambda x: hashlib.sha256(repr(x).encode()).hexdigest()[:16]  # noqa: E731
     words = (self.words, self.score, self.join)
     shown = (self.templates, self.demonstrations, self.similar)
-    return {'template': digest(shown if self.demonstrations else self.templates)} | ({'words': digest(words)} if self.words else {})
+    return {'template': digest(shown if self.demonstrations else self.templates)} | (
+      {'words': digest(words)} if self.words else {}
+    )
 
 
 class Wording(NamedTuple):
@@ -228,11 +230,17 @@ def _behind(
   named = [dict(zip(made.fields, t, strict=True)) for t in shots.texts]
   words = [made.prompt.words[c][0] for c in shots.labels]
   drawn = shots.draw(texts, sets)  # [N, sets, C]
-  mark = tokenizer.id_to_token(tokenizer.encode('').ids[-1]) if made.reads == 'masks' else ''
+  ends = tokenizer.encode('').ids if made.reads == 'masks' else []
+  mark = tokenizer.id_to_token(ends[-1]) if ends else ''  # What ends a text also parts two.
   out = []
   for t in made.templates:
-    full = [templates.fitted(tokenizer, t, [n], room, w, [''])[0][0] for n, w in zip(named, words, strict=True)]
-    out.append([[''.join(f' {mark} {full[j]}' for j in row) for row in drawn[:, s]] for s in range(sets)])
+    full = [
+      templates.fitted(tokenizer, t, [n], room, w, [''])[0][0]
+      for n, w in zip(named, words, strict=True)
+    ]
+    out.append(
+      [[''.join(f' {mark} {full[j]}' for j in row) for row in drawn[:, s]] for s in range(sets)]
+    )
   return out
 
 

@@ -58,6 +58,13 @@ def test_the_folder_above_a_class_is_its_group(tmp_path):
   assert pool.images.shape == (2, 4, 4, 1)
 
 
+def test_what_editors_and_archives_leave_is_no_class(tmp_path):
+  names = ('a/1.png', '.ipynb_checkpoints/1.png', 'a/._1.png', '__MACOSX/a/1.png')
+  folder = zipped(tmp_path / 'set' / 'x.zip', {n: png(1) for n in names})
+  pool = image_folder(folder, size=4, mode='L')
+  assert pool.classes == ('a',) and len(pool.images) == 1
+
+
 def test_the_middle_square_is_taken(tmp_path):
   wide = np.zeros((4, 12, 3), np.uint8)
   wide[:, 4:8] = 200

@@ -127,6 +127,7 @@ def test_class_counts_that_differ_never_leave_their_class():
   [
     ({'way': 10}, r'toy has 9 classes, fewer than way=10'),
     ({'shot': 5}, r"class 'c0' has 6 images and an episode takes up to 7; lower shot or query"),
+    ({'way': (2, 3, 4)}, r'way=\(2, 3, 4\) is no range; write a number'),
     ({'way': (4, 2)}, r'way=\(4, 2\) runs from high to low; write \(2, 4\)'),
     ({'shot': 0}, r'shot=0 is no whole number of at least 1'),
     ({'query': 0}, r'query=0 is no whole number'),

@@ -38,7 +38,7 @@ def shown(prompt, made=None, seeds=(0,), **kwargs):
   made, toy = made or model(), task()
   wording = prompts.wording(prompt, made, toy.fields, toy.classes)
   splits = tasks.kshot(toy, 2, seeds)
-  return tasks.encode(toy, splits, made.tokenizer, 32, wording=wording, **kwargs), toy, made
+  return tasks.encode(toy, splits, made.tokenizer, 48, wording=wording, **kwargs), toy, made
 
 
 def test_a_text_is_followed_by_its_demonstrations_with_their_words():
