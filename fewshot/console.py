@@ -44,6 +44,8 @@ class Bars:
   def phase(self, name: str, done: float) -> None:
     """Moves the phase's bar to a fraction."""
     if name != self._at:
+      if not self._live and name.startswith('stage'):  # Each may take minutes.
+        stderr.print(f'    {name}')
       self._progress.reset(self._phase, total=1.0, description=f'{self._label}: {name}')
       self._at = name
     self._progress.update(self._phase, completed=done)

@@ -48,7 +48,7 @@ def execute(
   ids = plan(p)
   if done.issuperset(ids):
     return
-  results = _staged(p, out, done) if p.program else sweep(
+  results = _staged(p, out, done, progress) if p.program else sweep(
     p.model, p.data, p.method, p.fit, classes=len(p.task.classes), seeds=p.config.seeds,
     grid=grid, objective=p.objective, options=options(p.config), progress=progress,
   )  # fmt: skip
@@ -80,7 +80,7 @@ def _with_choice(results: Iterator[Result], choose: bool) -> Iterator[tuple[Resu
   yield from ((r, i in best) for i, r in enumerate(everything))
 
 
-def _staged(p: Prepared, out: Path, done: set[str]) -> Iterator[Result]:
+def _staged(p: Prepared, out: Path, done: set[str], progress: Progress) -> Iterator[Result]:
   """The results of a program, run by run; a finished stage is kept and found again."""
   assert p.program is not None
   for id, run in plan(p).items():
@@ -89,7 +89,7 @@ def _staged(p: Prepared, out: Path, done: set[str]) -> Iterator[Result]:
     start = time.monotonic()
     outcome = programs.run(
       p.program, p.model, data_of(p, run.split), classes=len(p.task.classes), seed=run.seed,
-      cache=out / 'stages', options=options(p.config),
+      cache=out / 'stages', options=options(p.config), progress=progress,
     )  # fmt: skip
     timings = {'seconds': time.monotonic() - start}
     result = Result(run, outcome.logits(), None, None, p.method, {}, {}, timings, {})

@@ -21,6 +21,9 @@ EXAMPLES = {
   'unfreeze': 'unfreeze(period=100)',
   'anchored': 'anchored(full())',
   'as_weights': 'as_weights(lora())',
+  'calibrated': 'calibrated(((0,),))',
+  'class_texts': 'class_texts(((0,), (1,)))',
+  'explained': 'explained((0, 1))',
   'label_conditioning': 'label_conditioning(((0,), (1,)), 2)',
   'likelihood': 'likelihood(((0,), (1,)))',
   'soft_verbalizer': 'soft_verbalizer(((0,), (1,)))',
@@ -54,21 +57,41 @@ def rows(what: str) -> list[dict[str, Any]]:
 
 
 def manual(name: str) -> str:
-  """The call and the docstring of a method, fit or learner.
+  """The call and the docstring of a method, fit, learner, score or program.
 
   >>> print(manual('full').partition(':')[0])
   full()
   <BLANKLINE>
     Full fine-tuning (Howard and Ruder 2018, arXiv
   """
-  from fewshot import learners  # Whose vocabulary has that of methods and fits.
+  from fewshot import learners, programs  # Whose vocabularies have those of methods and fits.
 
-  known = learners.VOCABULARY
+  known = programs.VOCABULARY | learners.VOCABULARY
   if name not in known:
-    raise FewshotError(f'there is no method or learner {name!r}; {nearest(name, known)}')
+    raise FewshotError(f'there is no method, learner or program {name!r}; {nearest(name, known)}')
   f = known[name]
-  call = str(inspect.signature(f)).partition(' ->')[0]
-  return f'{name}{call}\n\n' + textwrap.indent(inspect.getdoc(f) or '', '  ')
+  return f'{name}{_arguments(f)}\n\n' + textwrap.indent(inspect.getdoc(f) or '', '  ')
+
+
+def _arguments(f: Any) -> str:
+  """The arguments of a constructor; defaults that are made by others as spelled."""
+  from fewshot.methods import spell
+
+  signature = inspect.signature(f)
+  spelled = {
+    name: p.replace(default=_Text(spell(p.default)))
+    for name, p in signature.parameters.items()
+    if getattr(p.default, 'made', None)
+  }
+  shown = [spelled.get(n, p) for n, p in signature.parameters.items()]
+  return str(signature.replace(parameters=shown)).partition(' ->')[0]
+
+
+class _Text(str):
+  """What a signature shows as it stands, without quotes."""
+
+  def __repr__(self) -> str:
+    return str(self)
 
 
 def verified(names: Sequence[str]) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ import optax
 
 from fewshot.errors import FewshotError
 from fewshot.methods import spelling
+from fewshot.methods.heads import hidden_of, unit
 from fewshot.methods.heads import logits_of as logits
-from fewshot.methods.heads import unit
 from fewshot.methods.spelling import Made, spelled
 
 Array = jax.Array
@@ -260,5 +260,5 @@ def _unlikely(logp: Array, slack: float) -> Array:
 def _represented(outputs: dict[str, Any], batch: dict[str, Any]) -> Array:
   """What a contrast compares [B, D]: the hidden states at the slots, or the features."""
   if 'slots' in batch and 'hidden' in outputs:
-    return jnp.take_along_axis(outputs['hidden'], batch['slots'][..., None], 1).mean(1)
+    return jnp.take_along_axis(hidden_of(outputs), batch['slots'][..., None], 1).mean(1)
   return outputs['features']

@@ -160,6 +160,11 @@ def _programmed(p: Prepared) -> Prepared:
       'records; leave grid, objective and checkpoints as they are'
     )
   if p.wording and p.wording.words:  # Their head trains nothing: it is a part of the model.
+    if p.wording.prompt.demonstrations and c.unlabelled:
+      raise FewshotError(
+        'config.unlabelled: behind unlabelled texts stand no demonstrations; leave it at 0, or the '
+        "prompt's demonstrations"
+      )
     if p.wording.prompt.score == 'soft':
       raise FewshotError(
         "config.program trains the model's own weights, and score='soft' vectors beside them; take "
@@ -230,6 +235,13 @@ def _wording(config: ConfigDict, model: models.Model, task: tasks.Task) -> Wordi
   prompt = prompts.parse(config.prompt) if config.prompt else None
   if config.calibration != 'none' and not (prompt and prompt.words):
     raise FewshotError('config.calibration is of label words; set config.prompt with some')
+  if (
+    prompt and config.calibration != 'none' and (prompt.demonstrations or len(prompt.templates) > 1)
+  ):
+    raise FewshotError(
+      'config.calibration is of one template without demonstrations, whose bias it takes away; '
+      "leave calibration at 'none', or give the prompt one template"
+    )
   if prompt is None:
     return None
   return prompts.wording(prompt, model, task.fields, task.classes)
@@ -252,10 +264,13 @@ def _with_head(p: Prepared) -> methods.Method:
 def _words(p: Prepared) -> methods.Method:
   """What reads the classes by their label words."""
   assert p.wording is not None
-  c = p.config
-  return methods.parse(
-    prompts.head(p.wording, p.model.tokenizer, p.task, c.max_length, c.calibration)
-  )
+  reader = methods.parse(prompts.head(p.wording))
+  if p.config.calibration == 'none':
+    return reader
+  tokenizer, c = p.model.tokenizer, p.config
+  free = prompts.free_of_content(p.wording, tokenizer, p.task, c.max_length, c.calibration)
+  mask = prompts.mask_id(tokenizer) if p.wording.reads == 'masks' else None
+  return methods.chain(reader, methods.calibrated(free, mask=mask))
 
 
 def _task(config: ConfigDict) -> tasks.Task:

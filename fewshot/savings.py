@@ -161,7 +161,9 @@ def _packed_tests(case: _Case, width: int) -> tuple[Any, ...]:
   prompt = width - case.data.train['mask'].shape[-1]
   masks = [b.batches['mask'] for b in case.data.test]
   rows = [rows_needed(m.sum(-1) + prompt, m.shape[-1] + prompt) for m in masks]
-  return tuple(shorten(case.setup.forward, Shortcut(n)) for n in rows)
+  shapes = [(m.shape[1], m.shape[2] + prompt) for m in masks]
+  each = zip(rows, shapes, strict=True)
+  return tuple(shorten(case.setup.forward, Shortcut(n, shape=s)) for n, s in each)
 
 
 def _width(case: _Case) -> int | None:

@@ -34,6 +34,7 @@ class Shortcut(NamedTuple):
 
   rows: int = 0  # 0: not packed.
   resume: str = ''  # A module's path; '': from the start.
+  shape: tuple[int, ...] = ()  # Of the masks that are packed so; () for all.
 
 
 class Layout(NamedTuple):
@@ -113,7 +114,8 @@ def _interceptor(shortcut: Shortcut, batch: Batch) -> Any:
     if context.method_name != '__call__':
       return next_fn(*args, **kwargs)
     path = path_of(context)
-    if path == STACK and shortcut.rows:
+    fits = shortcut.shape in ((), args[1].shape) if path == STACK else False
+    if fits and shortcut.rows:  # A method may pass other texts, too: those are not planned.
       return _packed_stack(next_fn, args, shortcut.rows, packed)
     if packed and BLOCK.fullmatch(path):
       args = (args[0], _apart(args[1], packed[0].text), *args[2:])

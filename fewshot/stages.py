@@ -137,6 +137,7 @@ def program(*stages: Stage | Program) -> Program:
 def run(
   program: Program, model: Model, data: Encoded | Mapping[str, Encoded], *, classes: int,
   seed: int = 0, split: int = 0, cache: str | Path | None = None, options: Options | None = None,
+  progress: Callable[[str, float], None] | None = None,
 ) -> Outcome:  # fmt: skip
   """Runs the stages of a program on one split.
 
@@ -147,6 +148,7 @@ def run(
     data: of one task, which is called 'task', or several by name.
     cache: a folder where each finished stage is kept, by the hash of all that it depends on, and
       found again.
+    progress: is told which stage begins, 'stage 2 of 5, keep', and which part of all is done.
 
   Raises:
     FewshotError: a stage reads an entry that none before it writes, or data that is not given.
@@ -159,7 +161,10 @@ def run(
   store = _Store(Path(cache), setting) if cache is not None else None
   notes: list[Notes] = []
   times: collections.Counter[str] = collections.Counter()
-  for stage in program.stages:
+  for i, stage in enumerate(program.stages):
+    if progress:
+      of = len(program.stages)
+      progress(f'stage {i + 1} of {of}, {stage.name}', i / of)
     n = times[stage.name]
     times[stage.name] += 1
     own = seed if not n else paths.stable_hash('stage', seed, n) % 2**31
@@ -277,7 +282,21 @@ def forward_hash(setting: Setting) -> str:
     setting.model.params, batch, jax.random.key(0)
   )
   text = re.sub(r'0x[0-9a-f]+', '', str(traced))  # Addresses of functions differ between processes.
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  digest = hashlib.sha256(text.encode())
+  for x in _constants(traced):  # The text names them by their shapes alone.
+    digest.update(np.asarray(x).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def _constants(traced: Any) -> list[Any]:
+  """The arrays that a computation holds, and those of the computations in it."""
+  jaxpr, found = getattr(traced, 'jaxpr', traced), list(getattr(traced, 'consts', ()))
+  for eqn in jaxpr.eqns:
+    for value in eqn.params.values():
+      parts = value if isinstance(value, tuple | list) else (value,)
+      for part in parts:
+        found += _constants(part) if hasattr(getattr(part, 'jaxpr', part), 'eqns') else []
+  return found
 
 
 def pack(trees: Mapping[str, Any]) -> dict[str, np.ndarray]:

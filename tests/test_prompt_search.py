@@ -99,7 +99,7 @@ def test_merit_is_that_of_the_plain_sweep_and_no_test_item_is_looked_at():
   got = prompt_search.tuned(model, toy, blind, methods.full(), FIT, options=PLAIN)(prompt)
   shown = prompts.wording(prompts.parse(prompt), model, toy.fields, toy.classes)
   data = tasks.encode(toy, [rows], model.tokenizer, 64, wording=shown)
-  head = methods.parse(prompts.head(shown, model.tokenizer, toy, 64))
+  head = methods.parse(prompts.head(shown))
   method = methods.chain(methods.full(), head)
   (want,) = sweep.sweep(model, data, method, FIT, classes=2, options=PLAIN)
   assert got == want.dev['score']

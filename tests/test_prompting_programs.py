@@ -63,7 +63,7 @@ def given(prompt=TWO, family=bert, config=BERT, tokenizer=bert_like, count=20):
     'plain_unlabelled': encode(hidden, other, None),
   }
   if prompt.words:
-    head = methods.parse(prompts.head(wording, tok, toy, 24))
+    head = methods.parse(prompts.head(wording))
     model = model._replace(forward=programs.worded(model.forward, head))
   return model, data
 

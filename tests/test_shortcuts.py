@@ -63,6 +63,15 @@ def test_a_packed_forward_is_the_forward(name):
   np.testing.assert_allclose(got['hidden'] * mask, want['hidden'] * mask, atol=1e-5)
 
 
+def test_texts_that_were_not_planned_are_not_packed(tiny):
+  """A method may send other texts through the same forward, as calibration does."""
+  planned = {k: v[:4] for k, v in tiny.batch.items()}
+  short = shortcuts.shorten(tiny.forward, Shortcut(1, shape=planned['mask'].shape))
+  want = tiny.forward(tiny.params, tiny.batch)['logits']
+  np.testing.assert_allclose(short(tiny.params, tiny.batch)['logits'], want, atol=1e-5)
+  assert not np.isfinite(short(tiny.params, planned)['logits']).all()  # One row is too few.
+
+
 @pytest.mark.parametrize('spelling', ['lora(rank=2)', 'adapter(width=4)', 'prefix(length=3)'])
 def test_packing_and_resuming_keep_gradients(tiny, spelling):
   """Of a method in the last block, with and without the shortcuts."""

@@ -429,6 +429,24 @@ def test_a_damaged_cache_is_told(model, data, tmp_path):
     run(program, model, data, cache=tmp_path)
 
 
+def test_another_constant_in_the_forward_is_another_computation(model, data):
+  """Label words are numbers within the computation, which its text names by their shape alone."""
+  one = {'task': stages.only(data, 0)}
+
+  def digest(ids):
+    @jax.jit
+    def inner(z):
+      return z[:, np.array(ids)]
+
+    def forward(params, batch, key=None):
+      outputs = model.forward(params, batch, key)
+      return outputs | {'logits': inner(outputs['features'])}
+
+    return stages.forward_hash(stages.Setting(model._replace(forward=forward), one, 3))
+
+  assert digest([1, 2, 3]) == digest([1, 2, 3]) != digest([1, 2, 4])
+
+
 @pytest.mark.parametrize(
   'text',
   [

@@ -286,7 +286,12 @@ def _grown(cache: Any, rows: int, more: int) -> Any:
 
 
 def _fingerprint(batch: Batch) -> Array:
-  """A number of 32 bits for each row's real tokens, however they are padded: [B]."""
+  """A number of 32 bits for each row's example, however it is padded: [B].
+
+  That is of its real tokens; where an example has several views, the batch says which it is.
+  """
+  if 'example' in batch:
+    return jnp.asarray(batch['example']).astype(jnp.uint32) + 1
   mask = jnp.asarray(batch['mask'], bool)
   powers = jnp.cumprod(jnp.full(mask.shape[1] + 1, BASE, jnp.uint32))
   terms = (jnp.asarray(batch['tokens']).astype(jnp.uint32) + 1) * powers[jnp.cumsum(mask, 1)]

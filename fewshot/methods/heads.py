@@ -215,6 +215,11 @@ def logits_of(outputs: Outputs) -> Array:
   return outputs['logits']
 
 
+def hidden_of(outputs: Outputs) -> Array:
+  """The states [B, T, D] that slots are places in: the decoder's, where there is one."""
+  return outputs['decoder_hidden'] if 'decoder_hidden' in outputs else outputs['hidden']
+
+
 def features(forward: Forward, params: Params, calib: Calib) -> tuple[int, Any]:
   """The width of the features, and the dtype that a head on them trains in."""
   outputs = shapes_of(forward, params, calib)

@@ -22,7 +22,15 @@ from fewshot.methods.base import (
   at_least_one,
   method,
 )
-from fewshot.methods.heads import JOINS, check_word, count_classes, scored_by, shapes_of, unit
+from fewshot.methods.heads import (
+  JOINS,
+  check_word,
+  count_classes,
+  hidden_of,
+  scored_by,
+  shapes_of,
+  unit,
+)
 from fewshot.methods.weights import widen
 
 __all__ = ['label_embeddings', 'soft_verbalizer', 'verbalizer']
@@ -93,7 +101,12 @@ def soft_verbalizer(words: tuple[tuple[int, ...], ...]) -> Method:
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
     del key
-    _require(forward, params, calib, 'soft_verbalizer', 'token_logits')
+    outputs = _require(forward, params, calib, 'soft_verbalizer', 'token_logits')
+    if 'decoder_hidden' in outputs:
+      raise FewshotError(
+        'soft_verbalizer starts at the output vectors of masked and causal models; an '
+        "encoder-decoder's are scaled, take verbalizer"
+      )
     leaves = paths.flatten(params)
     own = 'lm_head/kernel' in leaves
     table = leaves['lm_head/kernel'].T if own else leaves['embed/embedding']
@@ -136,7 +149,7 @@ def label_embeddings(tokens: int = 1, classes: int = 0, prototypes: bool = False
   at_least_one('label_embeddings', tokens=tokens)
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
-    hidden = _require(forward, params, calib, 'label_embeddings', 'hidden')['hidden']
+    hidden = hidden_of(_require(forward, params, calib, 'label_embeddings', 'hidden'))
     if 'slots' in calib.batch and calib.batch['slots'].shape[1] != tokens:
       slots = calib.batch['slots'].shape[1]
       raise FewshotError(f'label_embeddings(tokens={tokens}), but a text has {slots} slots')
@@ -150,7 +163,7 @@ def label_embeddings(tokens: int = 1, classes: int = 0, prototypes: bool = False
     def adapted(params: Params, batch: Batch, key: Array | None = None) -> Outputs:
       outputs, labels = forward(params, batch, key), theta['head']['labels']
       slots = batch['slots'] if 'slots' in batch else last_tokens(outputs, tokens)
-      h = _at(outputs['hidden'], slots).astype(labels.dtype)
+      h = _at(hidden_of(outputs), slots).astype(labels.dtype)
       z = jnp.einsum('bmd,cmd->bmc', h, labels)
       said = outputs | {'slot_hidden': h, 'slot_logits': z, 'logits': z.mean(1)}
       if prototypes and key is None:

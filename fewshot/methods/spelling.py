@@ -53,6 +53,11 @@ def spelled(fn: Callable[..., T]) -> Callable[..., T]:
     kwargs = {k: _plain(v) for k, v in kwargs.items()}
     _check(fn, args, kwargs)
     result: Any = fn(*args, **kwargs)
+    if 'made' not in getattr(result, '_fields', ()):
+      raise FewshotError(
+        f'{fn.__name__} returns a {type(result).__name__}, which remembers no call; return what it '
+        'is decorated as: a Method, a Fit, a Score(fn)'
+      )
     return result._replace(made=Made(make, args, tuple(kwargs.items())))
 
   return make

@@ -133,7 +133,7 @@ def tuned(
   def merit(prompt: str) -> float:
     shown = prompts.wording(prompts.parse(prompt), model, task.fields, task.classes)
     data = tasks.encode(task, [blind], model.tokenizer, max_length, wording=shown)
-    words = parse(prompts.head(shown, model.tokenizer, task, max_length))
+    words = parse(prompts.head(shown))
     (result,) = sweeps.sweep(
       model, data, chain(method, words), fit, classes=len(task.classes), seeds=(seed,),
       options=options,

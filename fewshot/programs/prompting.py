@@ -191,13 +191,17 @@ def drawn(
   """Which examples, and their labels: of each class c, many[c] by their probability p [U, C]."""
   best, rows = p.argmax(-1), []
   for c, n in enumerate(many):
+    if not n:
+      continue
     mine = np.flatnonzero(best == c)
     if not len(mine):
       mine = np.argsort(-p[:, c], kind='stable')[:n]
     mine = np.tile(mine, max(1, math.ceil(n / len(mine))))
     q = np.maximum(p[mine, c].astype(np.float64), 1e-12)
     rows.append(rng.choice(mine, n, replace=False, p=q / q.sum()))
-  return np.concatenate(rows), np.repeat(np.arange(len(many)), many).astype(np.int32)
+  return np.concatenate([*rows, np.zeros(0, int)]).astype(int), np.repeat(
+    np.arange(len(many)), many
+  ).astype(np.int32)
 
 
 def by_view(data: Encoded, batch: Batch) -> Batch:

@@ -116,7 +116,7 @@ def taught(fit: Fit, labelled: int, reweight: bool, tail: int) -> Fit:
     last = lambda: fit.step(plain, carry, Data(known), key, t)  # noqa: E731
     return jax.lax.cond(t < fit.steps - tail, learn, last)
 
-  announced = lambda n, key, t: rows(n - labelled, key, t)  # noqa: E731
+  announced = lambda labels, key, t: rows(labels[:-labelled], key, t)  # noqa: E731
   return Fit(fit.steps, start, step, fit.finish, rows=announced)
 
 

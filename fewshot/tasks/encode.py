@@ -111,8 +111,14 @@ def _places(used: np.ndarray, parts: Sequence[np.ndarray], views: int) -> np.nda
 
 
 def _answers(wording: Wording, labels: np.ndarray) -> Batch:
-  """The tokens [N, A] of the label word of each row's class, where the prompt has words."""
-  return {} if wording.answers is None else {'answer': wording.answers[labels]}
+  """The tokens [N, A] of the label word of each row's class, where the prompt has words.
+
+  Where examples have several views, also which `example` [N] a row is of.
+  """
+  found = {} if wording.answers is None else {'answer': wording.answers[labels]}
+  if wording.views > 1:
+    found['example'] = np.arange(len(labels), dtype=np.int32) // wording.views
+  return found
 
 
 def tokenize(

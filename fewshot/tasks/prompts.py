@@ -234,20 +234,30 @@ def _behind(
   mark = tokenizer.id_to_token(ends[-1]) if ends else ''  # What ends a text also parts two.
   out = []
   for t in made.templates:
-    full = [
-      templates.fitted(tokenizer, t, [n], room, w, [''])[0][0]
-      for n, w in zip(named, words, strict=True)
-    ]
+    try:
+      full = [
+        templates.fitted(tokenizer, t, [n], room, w, [''])[0][0]
+        for n, w in zip(named, words, strict=True)
+      ]
+    except FewshotError:
+      raise FewshotError(
+        f'max_length={max_length} leaves {room} tokens for a demonstration, fewer than the template '
+        'alone has; raise max_length'
+      ) from None
     out.append(
       [[''.join(f' {mark} {full[j]}' for j in row) for row in drawn[:, s]] for s in range(sets)]
     )
   return out
 
 
-def _free(
+def free_of_content(
   made: Wording, tokenizer: Any, task: Task, length: int, calibration: str
 ) -> tuple[tuple[int, ...], ...]:
-  """The token rows of texts without content in the templates."""
+  """The token rows of texts without content in the template, as `calibrated` takes them.
+
+  Those are 'N/A' and nothing ('contextual', Zhao et al. 2021, arXiv:2102.09690), or random words of
+  the task's train pool ('domain', Fei et al. 2023, arXiv:2305.19148).
+  """
   texts = ('N/A', '') if calibration == 'contextual' else _random_texts(task)
   rows = fill(made, tokenizer, [(t,) * len(task.fields) for t in texts], length)
   kept = zip(rows.rows['tokens'], rows.lengths, strict=True)
@@ -314,22 +324,11 @@ def _random_texts(task: Task) -> list[str]:
   return [' '.join(rng.choice(words, size)) for _ in range(DRAWN)]
 
 
-def head(made: Wording, tokenizer: Any, task: Task, length: int, calibration: str = 'none') -> str:
-  """The spelling of what reads the classes by their words; it stands behind a method.
-
-  `calibration` divides by the probabilities for texts without content ('contextual', Zhao et al.
-  2021, arXiv:2102.09690) or of random words of the task's train pool ('domain', Fei et al. 2023,
-  arXiv:2305.19148), see `calibrated`.
-  """
+def head(made: Wording) -> str:
+  """The spelling of what reads the classes by their words; it stands behind a method."""
   if made.prompt.score == 'likelihood':
-    reader = f'likelihood({tuple(words[0] for words in made.words)})'
-  else:
-    ids = tuple(tuple(w[0] for w in words) for words in made.words)
-    joined = '' if made.prompt.join == 'mean' else f', join={made.prompt.join!r}'
-    name = 'soft_verbalizer' if made.prompt.score == 'soft' else 'verbalizer'
-    reader = f'{name}({ids}{joined})'
-  if calibration == 'none':
-    return reader
-  free = _free(made, tokenizer, task, length, calibration)
-  mask = templates.mask_id(tokenizer) if made.reads == 'masks' else None
-  return f'chain({reader}, calibrated({free}, mask={mask}))'
+    return f'likelihood({tuple(words[0] for words in made.words)})'
+  ids = tuple(tuple(w[0] for w in words) for words in made.words)
+  joined = '' if made.prompt.join == 'mean' else f', join={made.prompt.join!r}'
+  name = 'soft_verbalizer' if made.prompt.score == 'soft' else 'verbalizer'
+  return f'{name}({ids}{joined})'

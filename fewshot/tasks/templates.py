@@ -101,7 +101,8 @@ def encode(
     template = _without_slot(template)
   behind = behind or [''] * len(examples)
   texts, cut = fitted(tokenizer, template, examples, max_length, token, behind)
-  ids = [e.ids for e in tokenizer.encode_batch(texts)]
+  # An empty text shows one position.
+  ids = [e.ids or [0] for e in tokenizer.encode_batch(texts)]
   lengths = np.array([len(i) for i in ids])
   width = min(buckets.round_up(int(lengths.max())), max_length)
   tokens = padded(ids, width)
@@ -180,8 +181,10 @@ def _shorter(tokenizer: Any, template: Template, example: Fields, by: int) -> di
       f'template {template.text!r} alone is longer than max_length; raise max_length, or shorten it'
     )
   keep = max(have - by, min(least, have - 1), 0)
-  end = sizes[longest].offsets[keep - 1][1] if keep else 0
-  return {**example, longest: example[longest][:end]}
+  ends = [end for _, end in sizes[longest].offsets]
+  while keep and ends[keep - 1] >= len(example[longest]):
+    keep -= 1  # The tokens of one character end together.
+  return {**example, longest: example[longest][: ends[keep - 1] if keep else 0]}
 
 
 def _slots(tokens: np.ndarray, mask_id: int, template: Template) -> np.ndarray:

@@ -137,9 +137,7 @@ def test_a_prompt_is_of_texts():
 
 def test_the_head_reads_the_words():
   made, toy = model(), task()
-  spelled = lambda p: prompts.head(  # noqa: E731
-    prompts.wording(p, made, toy.fields, toy.classes), made.tokenizer, toy, 16
-  )
+  spelled = lambda p: prompts.head(prompts.wording(p, made, toy.fields, toy.classes))  # noqa: E731
   tok = bert_like().token_to_id
   ids = ((tok('so'),), (tok('on'), tok('it')))
   found = methods.parse(spelled(cloze('{text} {mask}', 'so, on|it', join='max')))
@@ -154,14 +152,24 @@ def test_the_head_reads_the_words():
 def test_texts_without_content_are_in_the_template():
   made, toy = causal(), task()
   wording = prompts.wording(cloze('{text} is {mask}', 'bad, good'), made, toy.fields, toy.classes)
-  for calibration, count in (('contextual', 2), ('domain', prompts.DRAWN)):
-    found = prompts.head(wording, made.tokenizer, toy, 64, calibration)
-    methods.parse(found)
-    inside = found[found.index('calibrated((') :]
-    assert inside.count('(') - 2 == count and 'mask=None' in inside
-  empty = ''.join(made.tokenizer.encode(' is').tokens)
-  assert empty == 'Ġis' and f'{tuple(made.tokenizer.encode(" is").ids)}' in prompts.head(
-    wording, made.tokenizer, toy, 64, 'contextual'
+  found = {
+    kind: prompts.free_of_content(wording, made.tokenizer, toy, 64, kind)
+    for kind in prompts.CALIBRATIONS[1:]
+  }
+  assert found['contextual'] == tuple(
+    tuple(made.tokenizer.encode(text).ids) for text in ('N/A is', ' is')
+  )
+  words = {w for text in TEXTS[:8] for w in text.split()}
+  shown = [made.tokenizer.decode(ids).removesuffix(' is').split() for ids in found['domain']]
+  assert len(shown) == prompts.DRAWN and {w for text in shown for w in text} <= words
+
+
+def test_a_text_without_a_token_shows_one_position():
+  made, toy = causal(), task()
+  wording = prompts.wording(cloze('{text} {mask}', 'bad, good'), made, toy.fields, toy.classes)
+  filled = prompts.fill(wording, made.tokenizer, ['', 'so on'], 16)
+  assert (
+    filled.lengths[0] == 1 and filled.rows['slots'][0] == 0 and filled.rows['mask'][0].sum() == 1
   )
 
 

@@ -44,6 +44,8 @@ def shown(prompt, made=None, seeds=(0,), **kwargs):
 def test_a_text_is_followed_by_its_demonstrations_with_their_words():
   prompt = cloze('{text} . it was {mask} .', 'terrible, great', demonstrations=3)
   data, toy, made = shown(prompt)
+  examples = data.train['example'][0].reshape(-1, 3)  # The views of one have one number.
+  assert (examples == examples[:, :1]).all() and len(set(examples[:, 0])) == 4
   assert data.views == 3 and data.train['tokens'].shape[1] == 3 * 4
   split, tok = data.splits[0], made.tokenizer
   labels = {toy.inputs[i]: toy.labels[i] for i in split.train}
@@ -69,6 +71,18 @@ def test_what_demonstrations_cannot_be_is_one_line():
     cloze('{text}', demonstrations=2)
   with pytest.raises(FewshotError, match='similar chooses among them'):
     cloze('{text} {mask}', 'a, b', similar='minilm-l6')
+  with pytest.raises(FewshotError, match='max_length=6 leaves 2 tokens for a demonstration'):
+    toy, made = task(), model()
+    wording = prompts.wording(prompt, made, toy.fields, toy.classes)
+    tasks.encode(toy, tasks.kshot(toy, 2, [0]), made.tokenizer, 6, wording=wording)
   wording = prompts.wording(prompt, model(), ('text',), ('bad', 'good'))
   with pytest.raises(FewshotError, match='there are none at hand'):
     prompts.fill(wording, model().tokenizer, ['a'], 16)
+
+
+def test_a_tokenizer_without_special_tokens_parts_by_spaces():
+  made = model()
+  made.tokenizer.post_processor = None
+  data, *_ = shown(cloze('{text} {mask}', 'terrible, great', demonstrations=1), made)
+  row = data.train['tokens'][0, 0][data.train['mask'][0, 0]]
+  assert '[SEP]' not in [made.tokenizer.id_to_token(int(i)) for i in row]

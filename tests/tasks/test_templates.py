@@ -125,3 +125,12 @@ def test_slots_are_as_many_as_the_template_says():
   t = templates.parse('{text} {mask}{mask} .', ['text'])
   rows, *_ = templates.encode(bert_like(), t, [{'text': 'film'}], 12, 'masks')
   np.testing.assert_array_equal(rows['slots'], [[2, 3]])
+
+
+def test_a_character_of_several_tokens_is_cut_whole():
+  """Its tokens end together: to leave out one of them is to leave out the character."""
+  t = templates.parse('{text} it {mask}', ['text'])
+  rows, lengths, cut = templates.encode(gpt_like(), t, [{'text': '🤗' * 9}], 8, 'left')
+  assert cut.all() and 3 <= lengths[0] <= 8
+  shown = gpt_like().encode('🤗').ids
+  assert rows['tokens'][0][: len(shown)].tolist() == shown
