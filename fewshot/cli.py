@@ -149,6 +149,7 @@ def _add_listings(command: Command) -> None:
 
   papers = command('papers', _papers, 'say which published systems are hosted, and by what')
   papers.add_argument('--json', action='store_true', help='print one JSON value, a row a system')
+  papers.add_argument('--page', action='store_true', help='write docs/hosted.md anew')
 
 
 def _add_files(command: Command) -> None:
@@ -245,6 +246,11 @@ def _tasks(args: argparse.Namespace, rest: list[str]) -> None:
 
 def _papers(args: argparse.Namespace, rest: list[str]) -> None:
   del rest
+  if args.page:
+    from fewshot import hosted
+
+    print(hosted.write().relative_to(hosted.papers.ROOT))
+    return
   from fewshot import papers
 
   rows = papers.rows()
