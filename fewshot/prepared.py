@@ -30,7 +30,7 @@ from fewshot.methods import paths
 from fewshot.methods.partition import Row
 from fewshot.objectives import Objective, classification
 from fewshot.runs import Run
-from fewshot.tasks import prompts
+from fewshot.tasks import prompts, templates
 from fewshot.tasks.prompts import Wording
 
 DTYPES = ('float32', 'bfloat16', 'float16', 'int8')
@@ -269,7 +269,7 @@ def _words(p: Prepared) -> methods.Method:
     return reader
   tokenizer, c = p.model.tokenizer, p.config
   free = prompts.free_of_content(p.wording, tokenizer, p.task, c.max_length, c.calibration)
-  mask = prompts.mask_id(tokenizer) if p.wording.reads == 'masks' else None
+  mask = templates.mask_id(tokenizer) if p.wording.reads == 'masks' else None
   return methods.chain(reader, methods.calibrated(free, mask=mask))
 
 

@@ -241,8 +241,8 @@ def _behind(
       ]
     except FewshotError:
       raise FewshotError(
-        f'max_length={max_length} leaves {room} tokens for a demonstration, fewer than the template '
-        'alone has; raise max_length'
+        f'max_length={max_length} leaves {room} tokens for a demonstration, fewer than its own '
+        'words take; raise max_length'
       ) from None
     out.append(
       [[''.join(f' {mark} {full[j]}' for j in row) for row in drawn[:, s]] for s in range(sets)]
