@@ -160,7 +160,8 @@ def test_texts_without_content_are_in_the_template():
     tuple(made.tokenizer.encode(text).ids) for text in ('N/A is', ' is')
   )
   words = {w for text in TEXTS[:8] for w in text.split()}
-  shown = [made.tokenizer.decode(ids).removesuffix(' is').split() for ids in found['domain']]
+  text = lambda ids: ''.join(map(made.tokenizer.id_to_token, ids)).replace('Ġ', ' ')  # noqa: E731
+  shown = [text(ids).removesuffix(' is').split() for ids in found['domain']]
   assert len(shown) == prompts.DRAWN and {w for text in shown for w in text} <= words
 
 
