@@ -121,7 +121,8 @@ def _add_listings(command: Command) -> None:
 
   overlap = command('overlap', _overlap, 'compare what tasks and splits choose to train')
   overlap.add_argument('config', help='its tasks and splits; config keys are set as for run')
-  overlap.add_argument('--choice', required=True, help="such as 'top(snip(), 0.01)'")
+  choice = "such as 'top(snip(), 0.01)'; several are compared with each other"
+  overlap.add_argument('--choice', required=True, action='append', help=choice)
   overlap.add_argument('--out', help='the folder of the matrix (default: runs/<config.name>)')
   overlap.add_argument('--json', action='store_true', help='print one JSON value as the last line')
 
@@ -148,6 +149,9 @@ def _add_listings(command: Command) -> None:
   again.add_argument('--json', action='store_true', help='print one JSON value as the last line')
 
   papers = command('papers', _papers, 'say which published systems are hosted, and by what')
+  papers.add_argument(
+    'words', nargs='?', help='only systems that say so: "sparse", "lora", "hosted"'
+  )
   papers.add_argument('--json', action='store_true', help='print one JSON value, a row a system')
   papers.add_argument('--page', action='store_true', help='write docs/hosted.md anew')
 
@@ -254,7 +258,10 @@ def _papers(args: argparse.Namespace, rest: list[str]) -> None:
   from fewshot import papers
 
   rows = papers.rows()
-  _print(rows if args.json else papers.counts(rows), args.json)
+  if args.words:
+    rows = papers.matching(rows, args.words)
+  shown = [{k: r[k] for k in ('id', 'status', 'hosted_by', 'title')} for r in rows]
+  _print(rows if args.json else shown if args.words else papers.counts(rows), args.json)
 
 
 def _reproduce(args: argparse.Namespace, rest: list[str]) -> int:

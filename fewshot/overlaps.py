@@ -69,11 +69,20 @@ def compare(choice: str, found: Mapping[str, Chosen], total: int) -> Overlap:
   return Overlap(choice, tuple(found), sizes, matrix, share / (2 - share))
 
 
-def run(prepared: Sequence[Prepared], choice: Top) -> Overlap:
-  """The overlap of what `choice` chooses between the splits and tasks of a config."""
-  leaves = trained(prepared[0].model.params, '.*' if choice.where is None else choice.where)
-  total = sum(w.size for w in leaves.values())
-  return compare(spell(choice), choices(prepared, choice), total)
+def run(prepared: Sequence[Prepared], wanted: Sequence[Top]) -> Overlap:
+  """The overlap of what each of `wanted` chooses, with each other and by splits and tasks.
+
+  Raises `FewshotError` for choices among different places, which have no chance in common.
+  """
+  places = ['.*' if c.where is None else c.where for c in wanted]
+  if any(place != places[0] for place in places):
+    raise FewshotError(f'choices compare among the same places; their where= are {places}')
+  total = sum(w.size for w in trained(prepared[0].model.params, places[0]).values())
+  found: dict[str, Chosen] = {}
+  for c in wanted:
+    of = f'{spell(c.score)} ' if len(wanted) > 1 else ''
+    found |= {f'{of}{name}': chosen for name, chosen in choices(prepared, c).items()}
+  return compare(', '.join(map(spell, wanted)), found, total)
 
 
 def table(o: Overlap) -> str:

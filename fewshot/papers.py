@@ -46,6 +46,20 @@ def rows() -> list[dict[str, Any]]:
   ]
 
 
+def matching(table: Sequence[Mapping[str, Any]], words: str) -> list[dict[str, Any]]:
+  """The rows in whose id, title, status, kind or spelling these words stand.
+
+  >>> [row['id'] for row in matching(rows(), 'lt_sft')]
+  ['lt-sft']
+  """
+  fields = ('id', 'title', 'status', 'kind', 'hosted_by')
+  said = lambda row: ' '.join(str(row[f]) for f in fields if row[f]).casefold()  # noqa: E731
+  found = [dict(row) for row in table if words.casefold() in said(row)]
+  if not found:
+    raise FewshotError(f'no published system says {words!r}; `fewshot papers` counts them by kind')
+  return found
+
+
 def counts(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """How many systems of each kind have each status; the last row sums them.
 

@@ -41,9 +41,22 @@ def test_weights_choose_the_same_on_all_data_and_gradients_do_not(place, capsys)
   assert '| animals 1 |' in capsys.readouterr().out
 
 
+def test_several_choices_are_compared_with_each_other(place, capsys):
+  argv = ['--choice', 'top(magnitude(), 0.1)', '--choice', 'top(gradient(), 0.1)', '--json']
+  assert cli.main(['overlap', 'config.py', *argv]) == 0
+  found = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert found['names'] == [f'{s}() animals {i}' for s in ('magnitude', 'gradient') for i in (0, 1)]
+  matrix = np.array(found['jaccard'])
+  assert matrix[0, 1] == 1 and 0 < matrix[0, 2] < matrix[2, 3] < 1
+
+
 @pytest.mark.parametrize(
   ('argv', 'said'),
   [
+    (
+      ['--choice', 'top(snip(), 0.1)', '--choice', "top(snip(), 0.1, where='.*/kernel')"],
+      'choices compare among the same places',
+    ),
     (['--choice', 'lora()'], 'chooses nothing; write for example top(snip(), 0.01)'),
     (['--choice', 'top(snip(), 2.0)'], 'a fraction up to 1.0'),
     (['--choice', 'top(snp(), 0.1)'], "did you mean 'snip'"),

@@ -46,6 +46,10 @@ def test_arxiv_numbers_are_of_one_system_each(table):
 
 
 def test_the_table_for_people_counts_by_kind_and_status(table, capsys):
+  assert cli.main(['papers', 'grafting']) == 0
+  assert 'grafting()' in capsys.readouterr().out
+  assert cli.main(['papers', 'no such words']) == 2
+  assert "no published system says 'no such words'" in capsys.readouterr().err
   assert cli.main(['papers']) == 0
   lines = [line.split() for line in capsys.readouterr().out.splitlines()]
   assert lines[0] == ['kind', 'hosted', 'partial', 'not', 'yet', 'all']

@@ -68,10 +68,7 @@ def demonstrations(
     text, _ = _context(key, shown, calib.batch, causal=True)
     cache = forward(params, text | {'room': jnp.zeros(0, bool)})['cache']
     if _slots(cache) != length:
-      raise FewshotError(
-        'demonstrations are read once, and so would be the soft prompt before them, which could '
-        'not train; take context_tuning() or prefix()'
-      )
+      raise FewshotError('a soft prompt before demonstrations could not train; take prefix() there')
     return {}, {SHARED: cache}
 
   def wrap(forward: Forward, theta: Theta, state: State) -> Forward:
@@ -137,8 +134,7 @@ def context_tuning(
         mine = _fingerprint(batch.get('read', batch))[:, None] == context['owner']
         kept = jax.random.bernoulli(jax.random.fold_in(key, salt), 1.0 - dropout, mine.shape)
         seen = seen & kept & ~mine
-      behind = context['seen'].sum() - begun
-      return prefixed(forward, theta, seen, behind)(params, own, key)
+      return prefixed(forward, theta, seen, context['seen'].sum() - begun)(params, own, key)
 
     return adapted
 

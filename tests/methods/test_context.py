@@ -268,7 +268,7 @@ def test_misuse_is_refused():
     with pytest.raises(FewshotError, match='reads both ways or keeps no cache'):
       methods.demonstrations().init(KEY, on.model.forward, on.model.params, on.calib)
   prompted = methods.chain(methods.soft_prompt(length=2), methods.demonstrations(2, 20))
-  with pytest.raises(FewshotError, match='so would be the soft prompt before them'):
+  with pytest.raises(FewshotError, match='a soft prompt before demonstrations could not train'):
     starts(prompted, wide('llama'), train())
   with pytest.raises(FewshotError, match=r'demonstrations\(shots=-1\): 1 or more, or 0 for all'):
     methods.demonstrations(shots=-1)
