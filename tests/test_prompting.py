@@ -90,6 +90,10 @@ def test_prompts_are_rows_of_tables_and_records(place, capsys):
     (["prompt=cloze('{text} {mask}', 'w2, w3')"], 'words for 2 classes, and the task has 3'),
     (["prompt=cloze('{mask} {text}', 'w2, w3, w4')"], 'is the end of the text'),
     (['prompt=', 'calibration=domain', 'method=linear()', 'fit=sgd(steps=1)'], 'of label words'),
+    (
+      ['calibration=domain', "prompt=cloze(('{text} {mask}', 'w9 {text} {mask}'), 'w2, w3, w4')"],
+      'of one template without demonstrations',
+    ),
     (['calibration=content'], 'there are none, contextual, domain'),
     (['objective=hing()'], "did you mean 'hinge'"),
     (['unlabelled=5'], 'of programs that use unlabelled examples'),

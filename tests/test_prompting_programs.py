@@ -406,3 +406,10 @@ def test_a_config_runs_a_program_of_prompts(place, tmp_path):
   (again,) = experiment.execute(p, tmp_path, None, lambda *a: None, set())
   assert all(s['cached'] for s in again['stages'])
   assert again['predictions'] == record['predictions']
+
+
+def test_a_class_of_which_nothing_is_asked_draws_nothing():
+  rows, labels = prompting.drawn(np.array([[0.9, 0.1]]), [1, 0], np.random.default_rng(0))
+  assert rows.tolist() == [0] and labels.tolist() == [0]
+  rows, labels = prompting.drawn(np.array([[0.9, 0.1]]), [0, 0], np.random.default_rng(0))
+  assert len(rows) == len(labels) == 0
