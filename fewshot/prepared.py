@@ -96,9 +96,7 @@ def _prepare(
   method, fit = sweeps.traced_once(methods.parse(config.method)), fits.parse(config.fit)
   _check(config, fit)
   model_key = (config.model, config.dtype, config.dropout)
-  if model_key not in loaded:
-    loaded[model_key] = load(config.model, dtype=config.dtype, dropout=config.dropout)
-  model = loaded[model_key]
+  model = _loaded(*model_key, loaded, load)
   task_key = (config.task, config.text, config.label)
   if task_key not in loaded:
     loaded[task_key] = _task(config)
@@ -113,6 +111,16 @@ def _prepare(
     yield _checked(
       Prepared(config, model, task, data, method, fit, [], objective=objective, wording=wording)
     )
+
+
+def _loaded(
+  name: str, dtype: str, dropout: float, loaded: dict[Any, Any], load: Callable[..., models.Model]
+) -> models.Model:
+  """The model; once for all that share it."""
+  key = (name, dtype, dropout)
+  if key not in loaded:
+    loaded[key] = load(name, dtype=dtype, dropout=dropout)
+  return loaded[key]
 
 
 def _checked(p: Prepared) -> Prepared:
@@ -144,10 +152,8 @@ def _encoded(
     )
   likeness = None
   if name := wording.prompt.similar:
-    key = (name, 'float32', 0.0)
-    if key not in loaded:
-      loaded[key] = load(name, dtype='float32', dropout=0.0)
-    likeness = lambda a, b: embedding.embed(loaded[key], a) @ embedding.embed(loaded[key], b).T  # noqa: E731
+    encoder = _loaded(name, 'float32', 0.0, loaded, load)
+    likeness = lambda a, b: embedding.embed(encoder, a) @ embedding.embed(encoder, b).T  # noqa: E731
   return [encode([split], likeness=likeness) for split in splits]
 
 
@@ -232,18 +238,17 @@ def _wording(config: ConfigDict, model: models.Model, task: tasks.Task) -> Wordi
   if config.calibration not in prompts.CALIBRATIONS:
     known = ', '.join(prompts.CALIBRATIONS)
     raise FewshotError(f'config.calibration is {config.calibration!r}; there are {known}')
+  calibrated = config.calibration != 'none'
   prompt = prompts.parse(config.prompt) if config.prompt else None
-  if config.calibration != 'none' and not (prompt and prompt.words):
+  if calibrated and not (prompt and prompt.words):
     raise FewshotError('config.calibration is of label words; set config.prompt with some')
-  if (
-    prompt and config.calibration != 'none' and (prompt.demonstrations or len(prompt.templates) > 1)
-  ):
+  if prompt is None:
+    return None
+  if calibrated and (prompt.demonstrations or len(prompt.templates) > 1):
     raise FewshotError(
       'config.calibration is of one template without demonstrations, whose bias it takes away; '
       "leave calibration at 'none', or give the prompt one template"
     )
-  if prompt is None:
-    return None
   return prompts.wording(prompt, model, task.fields, task.classes)
 
 

@@ -23,13 +23,12 @@ from fewshot.objectives import Objective, distillation
 from fewshot.programs.steps import Written, headed, new
 from fewshot.stages import Carried, Program, Setting, Stage, program
 from fewshot.sweep import Result
-from fewshot.tasks.encode import Bucket, Encoded
+from fewshot.tasks.encode import PER_TOKEN, Bucket, Encoded
 from fewshot.tasks.splits import Split
 
 __all__ = ['distill', 'ensemble', 'ipet', 'pet']
 SGD, FULL = sgd(), full()
 ROWS = 64  # Of a forward pass that only scores.
-PER_TOKEN = ('tokens', 'mask', 'types')
 
 
 @spelled

@@ -14,9 +14,10 @@ from fewshot.tasks.base import Task
 from fewshot.tasks.prompts import Wording
 from fewshot.tasks.shown import Likeness, Shots
 from fewshot.tasks.splits import Split
-from fewshot.tasks.templates import Filled, check_texts, padded
+from fewshot.tasks.templates import Filled, check_texts, fields_of, padded
 
 Batch = dict[str, np.ndarray]
+PER_TOKEN = ('tokens', 'mask', 'types')  # What of a batch is [.., L], a value a token.
 
 
 class Bucket(NamedTuple):
@@ -99,8 +100,8 @@ def _shots(
       f'{task.name}: what a prompt demonstrates are the train examples of one split, and there are '
       f'{len(splits)}; encode one at a time'
     )
-  texts = [task.inputs[i] for i in splits[0].train]
-  fields = [t if isinstance(t, tuple) else (t,) for t in texts]
+  inputs: Any = task.inputs
+  fields = [fields_of(inputs[i]) for i in splits[0].train]
   return Shots(fields, task.labels[splits[0].train], splits[0].seed, likeness)
 
 
@@ -136,7 +137,7 @@ def tokenize(
 
 
 def _tokenize(tokenizer: Any, texts: Sequence[str | tuple[str, ...]], max_length: int) -> Filled:
-  fields = [t if isinstance(t, tuple) else (t,) for t in texts]
+  fields = [fields_of(t) for t in texts]
   check_texts([text for f in fields for text in f])
   if not isinstance(max_length, Integral):
     raise FewshotError(f'max_length={max_length!r} is no whole number of tokens')
@@ -196,7 +197,7 @@ def _cut(name: str, values: np.ndarray, length: int) -> np.ndarray:
 
 
 def _per_token(name: str, values: np.ndarray) -> bool:
-  return name in ('tokens', 'mask', 'types') and values.ndim > 1
+  return name in PER_TOKEN and values.ndim > 1
 
 
 def _test_buckets(

@@ -19,7 +19,7 @@ from fewshot.models.base import Model
 from fewshot.tasks import templates
 from fewshot.tasks.base import Task
 from fewshot.tasks.shown import Shots
-from fewshot.tasks.templates import Filled, Reads, Template, check_texts
+from fewshot.tasks.templates import Filled, Reads, Template, check_texts, fields_of
 
 CALIBRATIONS = ('none', 'contextual', 'domain')
 SCORES, JOINS = ('word', 'likelihood', 'soft'), ('mean', 'max', 'logsumexp')
@@ -190,15 +190,16 @@ def fill(
   shots: Shots | None = None,
 ) -> Filled:
   """The rows [N * views] of texts in the templates of a prompt, those of a text side by side."""
-  check_texts([field for t in texts for field in _tuple(t)])
-  odd = next((t for t in texts if len(_tuple(t)) != len(made.fields)), None)
+  shown = [fields_of(t) for t in texts]
+  check_texts([field for fields in shown for field in fields])
+  odd = next((fields for fields in shown if len(fields) != len(made.fields)), None)
   if odd is not None:
     raise FewshotError(
       f'the prompt shows texts of {len(made.fields)} fields, {brief(made.fields)}, and one has '
-      f'{len(_tuple(odd))}'
+      f'{len(odd)}'
     )
-  named = [dict(zip(made.fields, _tuple(t), strict=True)) for t in texts]
-  sets = _behind(made, tokenizer, [_tuple(t) for t in texts], max_length, shots)
+  named = [dict(zip(made.fields, fields, strict=True)) for fields in shown]
+  sets = _behind(made, tokenizer, shown, max_length, shots)
   parts = [
     templates.encode(tokenizer, t, named, max_length, made.reads, behind)
     for t, of_template in zip(made.templates, sets, strict=True)
@@ -271,10 +272,6 @@ def describe(made: Wording, tokenizer: Any, classes: Sequence[str]) -> list[str]
     shown = (' '.join(str(tokenizer.id_to_token(i)) for i in w) for w in words)
     lines.append(f'{name}: {" | ".join(shown)}')
   return lines
-
-
-def _tuple(text: str | tuple[str, ...]) -> tuple[str, ...]:
-  return (text,) if isinstance(text, str) else text
 
 
 def _tokens(tokenizer: Any, word: str, several: bool) -> tuple[int, ...]:

@@ -122,6 +122,11 @@ def padded(rows: Sequence[Sequence[int]], width: int, fill: int = 0) -> np.ndarr
   return out
 
 
+def fields_of(text: str | tuple[str, ...]) -> tuple[str, ...]:
+  """The fields of a text; that of one field is a plain string."""
+  return text if isinstance(text, tuple) else (text,)
+
+
 def check_texts(texts: Sequence[str]) -> None:
   """Refuses what is no text, and text that is no Unicode: the tokenizer takes neither."""
   for i, text in enumerate(texts):
