@@ -38,7 +38,7 @@ def _matrix(rows: Sequence[Row]) -> str:
   for label, of in lines.items():
     cells = [_cell(of.get(t), best[t]) for t in tasks]
     out.append(markdown_row([f'`{label}`', *cells, *_costs(list(of.values()))]))
-  return '\n'.join([*out, '', _caption(rows), ''])
+  return '\n'.join([*out, '', _caption(rows, lines), ''])
 
 
 def _lines(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
@@ -81,12 +81,12 @@ def _costs(rows: Sequence[Row]) -> list[str]:
   return [f'{most.trained:,} ({percent(most)})', mean]
 
 
-def _caption(rows: Sequence[Row]) -> str:
+def _caption(rows: Sequence[Row], lines: dict[str, dict[str, Row]]) -> str:
   kinds = sorted({r.kind.removesuffix('-std') for r in rows})
   counts, items = sorted({r.n for r in rows}), sorted({n for r in rows for n in r.test_items})
   over = '–'.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
   shown = '–'.join(f'{n:,}' for n in dict.fromkeys((items[0], items[-1]))) if items else 'unknown'
-  of_lines = [list(of.values()) for of in _lines(rows).values()]
+  of_lines = [list(of.values()) for of in lines.values()]
   prompts = {r.task: r.prompt for of in of_lines if not _is_shared(of) for r in of}
   said = ''.join(f' {task}: `{prompt}`.' for task, prompt in prompts.items())
   return (
