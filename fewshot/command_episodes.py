@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fewshot import config as configs
-from fewshot import episode_tables, methods, records
+from fewshot import episode_tables, methods, records, stopping
 from fewshot.console import note, stdout
 from fewshot.episodic import Experiment, prepare, run
 from fewshot.errors import FewshotError
-
-UNFINISHED = 75  # EX_TEMPFAIL: the same command goes on from there.
+from fewshot.launch import plans, worker
+from fewshot.launch.claims import Claim
 
 
 def run_all(todo: Sequence[Any], folder: Path, fresh: bool, as_json: bool, minutes: float) -> int:
@@ -25,31 +25,65 @@ def run_all(todo: Sequence[Any], folder: Path, fresh: bool, as_json: bool, minut
   if fresh and (aside := records.set_aside(folder)):
     note(f'earlier records are now {folder}/{aside}; trainings go on from where they are')
   note(f'{todo[0].name}: {len(experiments)} rows, records in {folder}', style='bold')
-  done = set() if fresh else {r['id'] for r in earlier}
   end = time.monotonic() + 60 * minutes if minutes else None
-  kept: dict[str, Any] = {}
+  there = set() if fresh else {r['id'] for r in earlier}
   for e in experiments:
-    if e.id in done:
+    if e.id in there:
       note(f'{_title(e)}: recorded before')
-      continue
-    left = max((end - time.monotonic()) / 60, 1e-3) if end else 0.0
-    try:
-      record = run(e, folder, left, _Ticker(e), kept)
-    except KeyboardInterrupt:
-      note('interrupted: the same command goes on from the last saved step')
-      return 130
-    if record is None:
-      note(f'the {minutes:g} minutes are over; the same command goes on from there')
-      if as_json:
-        print(json.dumps(episode_tables.as_json(episode_tables.cells(records.read_if_any(folder)))))
-      return UNFINISHED
-    records.append(folder, record)
-    s = record['scores']['accuracy']
-    got = record['status']
-    if s['value'] is not None:
-      got = f'{100 * s["value"]:.2f} ± {100 * (s["spread"] or 0):.2f} %'
-    note(f'{_title(e)}: {got}')
+  jobs = _jobs(experiments, folder, end)
+  try:
+    with stopping.on_signal():
+      plans.write(folder, jobs)
+      worker.work(jobs, folder)
+  except KeyboardInterrupt:
+    note('interrupted: the same command goes on from the last saved step')
+    return 130
+  except stopping.Stopped:
+    late = end is not None and time.monotonic() >= end
+    why = f'the {minutes:g} minutes are over' if late else 'asked to end'
+    note(f'{why}; the same command goes on from there')
+    if as_json:
+      print(json.dumps(episode_tables.as_json(episode_tables.cells(records.read_if_any(folder)))))
+    return stopping.UNFINISHED
   return show(folder, as_json)
+
+
+def _jobs(experiments: Sequence[Experiment], folder: Path, end: float | None) -> list[worker.Job]:
+  """A job for the rows of each training, for they share its folder."""
+  kept: dict[str, Any] = {}
+  rows: dict[str, list[Experiment]] = {}
+  for e in experiments:
+    rows.setdefault(e.training, []).append(e)
+
+  def job(training: str, members: list[Experiment]) -> worker.Job:
+    ids = tuple(e.id for e in members)
+
+    def run_members(done: worker.Done, held: Claim) -> None:
+      for e in members:
+        if e.id not in done:
+          _run_one(e, folder, end, kept, held)
+
+    label = ', '.join(dict.fromkeys(methods.spell(e.learner) for e in members))
+    missing = lambda done: sum(id not in done for id in ids)  # noqa: E731
+    return worker.Job(training, label, ids, missing, run_members)
+
+  return [job(training, members) for training, members in rows.items()]
+
+
+def _run_one(
+  e: Experiment, folder: Path, end: float | None, kept: dict[str, Any], held: Claim
+) -> None:
+  """Trains, tests and records a row; raises `Stopped` where the time is over, or a signal came."""
+  left = max((end - time.monotonic()) / 60, 1e-3) if end else 0.0
+  record = run(e, folder, left, _Ticker(e, held), kept)
+  if record is None:
+    raise stopping.Stopped
+  records.append(folder, record, once=True)
+  s = record['scores']['accuracy']
+  got = record['status']
+  if s['value'] is not None:
+    got = f'{100 * s["value"]:.2f} ± {100 * (s["spread"] or 0):.2f} %'
+  note(f'{_title(e)}: {got}')
 
 
 def dry_run(todo: Sequence[Any], as_json: bool) -> int:
@@ -96,13 +130,14 @@ def _title(e: Experiment) -> str:
 class _Ticker:
   """Says every half minute how far a training is and when it ends."""
 
-  def __init__(self, e: Experiment) -> None:
-    self._steps, self._title = e.config.train.steps, _title(e)
+  def __init__(self, e: Experiment, held: Claim) -> None:
+    self._steps, self._title, self._held = e.config.train.steps, _title(e), held
     self._start = self._said = time.monotonic()
     self._first: int | None = None
 
   def __call__(self, step: int, loss: float) -> None:
     now = time.monotonic()
+    self._held.says = f'step {step:,} of {self._steps:,}'
     if self._first is None:  # It compiled and resumed until now.
       self._first, self._start = step, now
     elif now - self._said > 30 or step == self._steps:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshot import config as configs
-from fewshot import episode_tables, records, summaries, tables
+from fewshot import episode_tables, records, stopping, summaries, tables
 from fewshot.console import Bars, note, stdout
 from fewshot.errors import FewshotError
 
@@ -35,6 +35,7 @@ def _run_splits(
   """The runs of configs of texts: splits and seeds of a task."""
   _join(todo)
   from fewshot import experiment, parallel
+  from fewshot.launch.groups import groups
   from fewshot.logging import open_log
   from fewshot.prepared import prepare
 
@@ -49,18 +50,14 @@ def _run_splits(
     note(f'earlier records are now {folder}/{aside}')
   earlier = _earlier(folder)
   summaries.check_comparable([*earlier, *(r for p in prepared for r in experiment.identities(p))])
-  # Failed runs are run again.
-  done = {r.get('id', '') for r in earlier if r['status'] != 'failed'}
-  planned = {i for p in prepared for i in experiment.plan(p)}
-  kept = len(planned & done)
   try:
-    _execute(prepared, len(planned) - kept, done, folder, log, profile)
+    kept = _execute(groups(prepared), folder, log, profile)
   except KeyboardInterrupt:
-    n = len({r.get('id', '') for r in _earlier(folder)})
-    note(
-      f'interrupted: {n} finished runs are kept in {folder}; the same command goes on from there'
-    )
+    note(f'interrupted: {_kept(folder)}')
     return 130
+  except stopping.Stopped:
+    note(f'asked to end: {_kept(folder)}')
+    return stopping.UNFINISHED
   finally:
     log.close()
   if kept:
@@ -68,23 +65,46 @@ def _run_splits(
   return _finish(folder, as_json)
 
 
-def _execute(
-  prepared: Sequence[Any], n: int, done: set[str], folder: Path, log: Any, profile: bool
-) -> None:
-  """The n runs that are not done, with their progress and maybe a trace."""
-  from fewshot import experiment, profiling
+def _kept(folder: Path) -> str:
+  n = len({r.get('id', '') for r in _earlier(folder)})
+  return f'{n} finished runs are kept in {folder}; the same command goes on from there'
 
-  dtype = prepared[0].config.dtype.replace('int8', 'float32')  # What int8 is multiplied as.
+
+def _execute(todo: Sequence[Any], folder: Path, log: Any, profile: bool) -> int:
+  """Runs what has no result yet, with its progress and maybe a trace; how many runs had one."""
+  from fewshot import profiling
+  from fewshot.launch import plans, work, worker
+
+  done = records.Tail(folder).read()
+  kept = sum(len(g.runs) for g in todo) - sum(len(work.remaining(g, done)) for g in todo)
+  dtype = todo[0].rows[0].config.dtype.replace('int8', 'float32')  # What int8 is multiplied as.
   traced = profiling.profile(folder / 'profile', dtype) if profile else contextlib.nullcontext()
-  with traced, Bars(n) as bars:
-    for p in prepared:
-      there = done.issuperset(experiment.plan(p))
-      bars.method(p.label + (': recorded before' if there else ''))
-      for i, record in enumerate(experiment.execute(p, folder, log, bars.phase, done)):
-        bars.advance()
-        if not i:
-          _show_engine(record['engine'])
-        log.event('timings', run=record['id'], **record['timings'])
+  left = sum(len(work.remaining(g, done)) for g in todo)
+  with traced, stopping.on_signal(), Bars(left) as bars:
+    jobs = [_job(g, folder, log, bars) for g in todo]
+    plans.write(folder, jobs)
+    worker.work(jobs, folder)
+  return kept
+
+
+def _job(group: Any, folder: Path, log: Any, bars: Bars) -> Any:
+  """The group as a worker takes it: with its progress on the terminal and in its claim."""
+  from fewshot.launch import work, worker
+
+  def run(done: Any, held: Any) -> None:
+    def tick(phase: str, part: float) -> None:
+      held.says = f'{phase} {part:.0%}'
+      bars.phase(phase, part)
+
+    bars.method(group.label)
+    for i, record in enumerate(work.execute(group, folder, log, tick, done)):
+      bars.advance()
+      if not i:
+        _show_engine(record['engine'])
+      log.event('timings', run=record['id'], **record['timings'])
+
+  missing = lambda done: len(work.remaining(group, done))  # noqa: E731
+  return worker.Job(group.id, group.label, tuple(group.runs), missing, run)
 
 
 def dry_run(path: str, overrides: Sequence[str], as_json: bool, devices: Sequence[int] = ()) -> int:
@@ -166,12 +186,12 @@ def show_table(folder: str, as_json: bool) -> None:
 
 def _follow(prepared: Sequence[Any], folder: Path, fresh: bool) -> int:
   """What a process does that shares the runs and leaves the records to the first one."""
-  from fewshot import experiment
+  from fewshot.launch import work
+  from fewshot.launch.groups import groups
 
-  earlier = [] if fresh else _earlier(folder)
-  done = {r.get('id', '') for r in earlier if r['status'] != 'failed'}
-  for p in prepared:
-    for _ in experiment.execute(p, folder, None, lambda phase, done: None, done):
+  done = {} if fresh else dict(records.Tail(folder).read())
+  for g in groups(prepared):
+    for _ in work.execute(g, folder, None, lambda phase, done: None, done):
       pass
   return 0
 

@@ -43,6 +43,7 @@ def default() -> ConfigDict:
       'objective': 'classification()',  # What is minimised, see `fewshot.objectives`.
       'fit': 'sgd(steps=40, lr=1e-3, head_lr=1e-2)',
       'program': '',  # Stages in place of method and fit: 'lt_sft(fit=sgd(steps=40))'.
+      'retries': 0,  # A collapsed or diverged run starts anew from other keys, at most so often.
       'grid': dict.fromkeys(VARIED, ()),  # Values tried by each run, chosen on dev.
       'dtype': 'float32',  # Of the frozen weights; int8 takes the extra fewshot[int8].
       'dropout': 0.0,
@@ -53,6 +54,7 @@ def default() -> ConfigDict:
       'engine': {
         **dict.fromkeys(('loop', 'packing', 'prefix', 'devices'), 'auto'),
         'remat': 'off',
+        'runs': 0,  # At once; 0 for as many as memory holds.
       },
       'wandb': {'mode': 'disabled', 'project': 'fewshot'},  # online, offline or disabled.
     }

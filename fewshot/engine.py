@@ -8,7 +8,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +34,14 @@ CHOICES = {
 # Operations of a forward pass of all runs at once beyond which a CPU's caches are too small: of
 # 15 runs of 14 x 64 tokens of a 6 x 384 encoder each took 1.3 times as long as of 2 or 4.
 CPU_PASS = 8e10
+LONGEST_STRIDE = 5.0  # Seconds between two moments at which a run can be saved and ended.
 
 
 class Options(NamedTuple):
   """How runs are computed, not what.
 
   memory:  bytes that a compiled chunk may take on a device; 0 for what is free
+  runs:    how many go at once, whatever that takes; 0 for as many as memory and caches hold
   loop:    'scan' (all steps inside one program), 'steps' (one dispatch each); 'auto' for steps
            where the forward has convolutions and the backend is a CPU
   packing: texts of a minibatch side by side in fewer rows, see `shortcuts`; 'auto' where it pays
@@ -50,6 +52,7 @@ class Options(NamedTuple):
   """
 
   memory: int = 0
+  runs: int = 0
   loop: str = 'auto'
   packing: str = 'auto'
   prefix: str = 'auto'
@@ -94,12 +97,12 @@ def compile_programs(
   check(options)
   keep_compiled()
   start = time.perf_counter()
-  budget = options.memory or free_memory()
+  budget = 2**62 if options.runs else options.memory or free_memory()
   placement = parallel.place(options.devices, len(todo))
   shared, data, notes, most = _decide(setup, params, data, todo, options, placement, budget)
   params = placement.spread(params)
   make = functools.partial(_compile_chunk, shared, params, data, placement, notes)
-  todo = todo[: _least_padding(len(todo), most, placement.runs)]
+  todo = todo[: options.runs or _least_padding(len(todo), most, placement.runs)]
   parts = make(todo)
   if parts['bytes'] > budget and len(todo) > 1:
     fixed = nbytes(params)
@@ -190,8 +193,15 @@ def _score(setup: train.Setup, params: Any, carry: Any, test: Any, dev: Any) -> 
   return out
 
 
+class Keeper(Protocol):
+  """Keeps the carry of a chunk while it trains, so that another process can go on from there."""
+
+  def restore(self, carry: Any) -> tuple[int, Any]: ...
+  def __call__(self, step: int, carry: Any) -> None: ...
+
+
 def fit_and_score(
-  programs: Programs, chunk: Sequence[Run], tick: Progress
+  programs: Programs, chunk: Sequence[Run], tick: Progress, keeper: Keeper | None = None
 ) -> tuple[Any, Any, dict[str, float]]:
   """What `_score` says of each run, their loss curves (None where there are none), the timings."""
   place = programs.placement
@@ -200,14 +210,8 @@ def fit_and_score(
     inputs = place.fold(stack(programs.data, padded))
     carry = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), programs.empty)
     jax.block_until_ready((inputs, carry))
-  each = cost(programs.advance)
   start = time.perf_counter()
-  for t in range(0, max(programs.steps, 1), programs.stride):
-    end = min(t + programs.stride, programs.steps)
-    with phase('step', steps=end - t, **each):
-      carry = programs.advance(programs.params, inputs, carry, jnp.int32(t), jnp.int32(end))
-      jax.block_until_ready(carry)
-    tick('train', end / max(programs.steps, 1))
+  carry = _advance(programs, inputs, carry, tick, keeper)
   fitted = time.perf_counter()
   tick('score', 0.0)
   with phase('evaluation'):
@@ -226,6 +230,28 @@ def fit_and_score(
     'compile_seconds': programs.seconds,
   }
   return scored, np.asarray(place.unfold(carry['curve'])) if has_curve else None, timings
+
+
+def _advance(
+  programs: Programs, inputs: Any, carry: Any, tick: Progress, keeper: Keeper | None
+) -> Any:
+  """The carry after all steps, a stride at a time, from where the keeper has it."""
+  each, t = cost(programs.advance), 0
+  if keeper:
+    t, carry = keeper.restore(carry)
+  stride, steps = programs.stride, max(programs.steps, 1)
+  while t < steps:
+    begun, end = time.perf_counter(), min(t + stride, steps)
+    with phase('step', steps=end - t, **each):
+      carry = programs.advance(programs.params, inputs, carry, jnp.int32(t), jnp.int32(end))
+      jax.block_until_ready(carry)
+    pace = (time.perf_counter() - begun) / (end - t)
+    stride = min(programs.stride, max(1, int(LONGEST_STRIDE / pace)))
+    t = end
+    tick('train', t / steps)
+    if keeper:
+      keeper(t, carry)
+  return carry
 
 
 def keep_compiled() -> None:
@@ -269,6 +295,8 @@ def _unlabelled(batch: dict[str, Any]) -> dict[str, Any]:
 
 def check(options: Options) -> None:
   """Raises `FewshotError` for a value that no option has."""
+  if options.runs < 0:
+    raise FewshotError(f'engine.runs is {options.runs}; give 0, for as many as fit, or how many')
   for name, known in CHOICES.items():
     if (value := getattr(options, name)) not in known:
       raise FewshotError(f'engine.{name} is {value!r}; {nearest(value, known)}')

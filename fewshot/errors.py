@@ -53,6 +53,15 @@ def brief(names: Sequence[str], limit: int = 12) -> str:
   return ', '.join(shown[:limit]) + more
 
 
+def cause(error: BaseException) -> str:
+  """What an unexpected error is called and the first line of what it says.
+
+  >>> cause(ValueError('no\\nmore'))
+  'ValueError: no'
+  """
+  return f'{type(error).__name__}: {next(iter(str(error).splitlines()), "")}'[:300]
+
+
 def counts(**values: Any) -> None:
   """Refuses what is no whole number of at least 1.
 

@@ -1,10 +1,8 @@
 """Experiment: from configs to records and a table; what `fewshot run` does."""
 
 import platform
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,88 +10,23 @@ import numpy as np
 
 from fewshot import (
   __version__,
-  checkpoint,
   engine,
   methods,
   profiling,
-  programs,
   records,
 )
 from fewshot import config as configs
 from fewshot import sweep as sweeps
 from fewshot.adapted import Adapted
-from fewshot.engine import Progress
-from fewshot.errors import FewshotError
-from fewshot.logging import Log
 from fewshot.objectives import classification
-from fewshot.prepared import Prepared, counted, data_of, options, plan_runs
+from fewshot.prepared import Prepared, counted, options, plan_runs
 from fewshot.runs import Run
-from fewshot.sweep import Result, sweep
+from fewshot.sweep import Result
 
 
 def identities(p: Prepared) -> list[dict[str, Any]]:
   """What the records of this experiment will say of themselves, before it runs."""
   return [_identity(p, run) for run in plan(p).values()]
-
-
-def execute(
-  prepared: Prepared, out: Path, log: Log | None, progress: Progress, done: set[str]
-) -> Iterator[dict[str, Any]]:
-  """Runs an experiment's runs, recording each; those whose id is in `done` are skipped.
-
-  `log` is None in a process that leaves the records to another.
-  A failure on the way (a device out of memory, say) becomes a record too.
-  """
-  p, grid = prepared, configs.grid(prepared.config)
-  ids = plan(p)
-  if done.issuperset(ids):
-    return
-  results = _staged(p, out, done, progress) if p.program else sweep(
-    p.model, p.data, p.method, p.fit, classes=len(p.task.classes), seeds=p.config.seeds,
-    grid=grid, objective=p.objective, options=options(p.config), progress=progress,
-  )  # fmt: skip
-  written: list[Run] = []
-  try:
-    for result, chosen in _with_choice(results, bool(grid)):
-      record = _record(p, result, chosen)
-      if record['id'] not in done:
-        if p.config.checkpoints and record['status'] == 'ok' and log:
-          checkpoint.save(_adapted(p, result), out / 'checkpoints' / record['id'])
-        yield _write(out, log, record)
-      written.append(result.run)
-  except FewshotError:
-    raise
-  except Exception as e:
-    cause = f'{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}'[:300]
-    for id, run in ids.items():
-      if run not in written and id not in done:
-        yield _write(out, log, _failed(p, run, cause))
-
-
-def _with_choice(results: Iterator[Result], choose: bool) -> Iterator[tuple[Result, bool]]:
-  """Each result with whether it counts; of a grid that is known only when all are there."""
-  if not choose:
-    yield from ((r, True) for r in results)
-    return
-  everything = list(results)
-  best = _chosen(everything)
-  yield from ((r, i in best) for i, r in enumerate(everything))
-
-
-def _staged(p: Prepared, out: Path, done: set[str], progress: Progress) -> Iterator[Result]:
-  """The results of a program, run by run; a finished stage is kept and found again."""
-  assert p.program is not None
-  for id, run in plan(p).items():
-    if id in done:
-      continue
-    start = time.monotonic()
-    outcome = programs.run(
-      p.program, p.model, data_of(p, run.split), classes=len(p.task.classes), seed=run.seed,
-      cache=out / 'stages', options=options(p.config), progress=progress,
-    )  # fmt: skip
-    timings = {'seconds': time.monotonic() - start}
-    result = Result(run, outcome.logits(), None, None, p.method, {}, {}, timings, {})
-    yield result._replace(stages=tuple(outcome.notes))
 
 
 def plan(p: Prepared) -> dict[str, Run]:
@@ -105,6 +38,11 @@ def run_id(p: Prepared, run: Run) -> str:
   """The hash of what decides a result: config, run, content of data and weights, versions."""
   fields = _identity(p, run)
   return records.run_id({k: fields[k] for k in sorted(fields) if k != 'config'} | _decisive(p))
+
+
+def retry_id(first: str, attempt: int) -> str:
+  """The name of another attempt at a run."""
+  return records.run_id({'of': first, 'attempt': attempt})
 
 
 def _decisive(p: Prepared) -> dict[str, Any]:
@@ -133,13 +71,16 @@ def _identity(p: Prepared, run: Run) -> dict[str, Any]:
   }
 
 
-def _record(p: Prepared, result: Result, chosen: bool) -> dict[str, Any]:
+def record(
+  p: Prepared, result: Result, peers: Sequence[Result], chosen: bool = True
+) -> dict[str, Any]:
+  """The record of a run; `peers` are the results of its row that were computed beside it."""
   right = result.predictions == p.data.labels
   scores = {'accuracy': _proportion(float(right.mean()), len(right))}
   if result.dev is not None:
     n = p.config.dev_k * len(p.task.classes)
     scores['dev_accuracy'] = _proportion(result.dev['score'], n)
-  status, cause = _status(result)
+  status, cause = _status(result, peers, p.data.labels)
   planned = counted(p._replace(method=result.method)) if p.method.plan else p
   stages = {'stages': list(result.stages)} if result.stages else {}
   trained = max((n.get('trained', 0) for n in result.stages), default=planned.trained)
@@ -162,7 +103,8 @@ def _record(p: Prepared, result: Result, chosen: bool) -> dict[str, Any]:
   )
 
 
-def _failed(p: Prepared, run: Run, cause: str) -> dict[str, Any]:
+def failed(p: Prepared, run: Run, cause: str) -> dict[str, Any]:
+  """The record of a run that came to nothing, for a reason that is not its own."""
   return _common(p, run) | {
     'chosen': True,
     'scores': {},
@@ -189,15 +131,44 @@ def _common(p: Prepared, run: Run) -> dict[str, Any]:
   }
 
 
-def _status(result: Result) -> tuple[str, str | None]:
-  """A run that diverged or says one class for all is a row of its own kind, never a gap."""
-  if result.curve is not None and not np.isfinite(result.curve).all():
-    return 'failed', f'the loss was not finite at step {int(np.argmin(np.isfinite(result.curve)))}'
+def _status(result: Result, peers: Sequence[Result], labels: np.ndarray) -> tuple[str, str | None]:
+  """A run that diverged or collapsed is a row of its own kind, never a gap."""
+  curve = result.curve
+  if curve is not None and not np.isfinite(curve).all():
+    return 'failed', f'the loss was not finite at step {int(np.argmin(np.isfinite(curve)))}'
   if not np.isfinite(result.logits).all():
     return 'failed', 'the logits were not finite'
   if len(set(result.predictions.tolist())) == 1:
     return 'collapsed', 'every test item got the same class'
+  scores = [float((r.predictions == labels).mean()) for r in peers]
+  own, chance = float((result.predictions == labels).mean()), _chance(labels)
+  doubt = 2 * (chance * (1 - chance) / len(labels)) ** 0.5
+  if own > chance + doubt:
+    return 'ok', None
+  if curve is not None and len(curve) >= 10 and (rise := _rise(curve)) > 3:
+    return 'collapsed', f'the loss rose to {rise:.1f} times its start, and accuracy is at chance'
+  if len(scores) > 2 and (median := float(np.median(scores))) > chance + 2 * doubt:
+    at = f'accuracy {own:.3f} is at chance ({chance:.3f})'
+    return 'collapsed', f'{at}, and the median of the runs beside it is {median:.3f}'
   return 'ok', None
+
+
+def _chance(labels: np.ndarray) -> float:
+  """What the most frequent class alone would score."""
+  return float(np.bincount(labels).max() / len(labels))
+
+
+def _rise(curve: np.ndarray) -> float:
+  """The mean loss of the last tenth of the steps over that of the first."""
+  n = max(1, len(curve) // 10)
+  return float(np.mean(curve[-n:]) / max(float(np.mean(curve[:n])), 1e-6))
+
+
+def retry_of(first: str, attempt: int, seed: int, retries: int) -> dict[str, Any]:
+  """What the record of another attempt says of itself; `first` is the id of the first one."""
+  rule = f'a dead run starts anew from another key, at most {retries} times'
+  said = {'of': first, 'number': attempt, 'seed': seed, 'rule': rule}
+  return {'id': retry_id(first, attempt), 'attempt': said}
 
 
 def _proportion(value: float, n: int) -> dict[str, Any]:
@@ -210,28 +181,22 @@ def _proportion(value: float, n: int) -> dict[str, Any]:
   }
 
 
-def _chosen(results: Sequence[Result]) -> set[int]:
-  """Of each (split, seed), the position of the result that is best on dev; ties to lower loss."""
-  groups: dict[tuple[int, int], list[int]] = {}
-  for i, r in enumerate(results):
-    groups.setdefault((r.run.split, r.run.seed), []).append(i)
+def best(results: Sequence[Result]) -> int:
+  """Of the results of one split and seed, the position of that which is best on dev.
+
+  Ties go to the lower loss; where none has a finite one, to the first.
+  """
 
   def merit(i: int) -> tuple[float, float]:
     dev = results[i].dev or {}
     score, loss = dev.get('score', -1.0), dev.get('loss', np.inf)
     return (score, -loss) if np.isfinite(loss) else (-1.0, -np.inf)
 
-  return {max(members, key=merit) for members in groups.values()}
+  return max(range(len(results)), key=merit)
 
 
-def _write(out: Path, log: Log | None, record: dict[str, Any]) -> dict[str, Any]:
-  if log:
-    records.append(out, record)
-    log.record(record)
-  return record
-
-
-def _adapted(p: Prepared, result: Result) -> Adapted:
+def adapted(p: Prepared, result: Result) -> Adapted:
+  """The adapted model of a run."""
   split = p.data.splits[result.run.split]
   return Adapted(
     p.model,

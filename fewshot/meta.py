@@ -2,7 +2,6 @@
 
 import functools
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fewshot import stopping
 from fewshot.episodes import Pool, Rows, Sampler, gather, labels_of
 from fewshot.errors import FewshotError, counts
 from fewshot.learners import base, learning
@@ -29,6 +29,7 @@ from fewshot.learners.evaluating import (
 from fewshot.methods.base import Params
 from fewshot.methods.spelling import spell
 from fewshot.models.base import Model
+from fewshot.states import States
 
 __all__ = [
   'Trained',
@@ -82,7 +83,7 @@ def train(
     devices: how many to split the meta-batch over.
     folder: where to keep what resumes; a training that is there goes on, with the same result bit
       for bit as without the break.  Saved every `save_every` steps (0: at the end alone).
-    minutes: stops after so long, saved; 0 does not.
+    minutes: stops after so long, saved; 0 does not.  So does a signal, see `stopping`.
 
   Raises:
     FewshotError: nothing to learn, sizes that do not divide, or another training in the folder.
@@ -101,12 +102,13 @@ def train(
   }
   about |= {'pool': sampler.pool.name, 'model': model.name}
   about |= {'lr': float(lr)} if isinstance(lr, int | float) and optimizer is None else {}
-  saved = _Folder(folder, {'learner': spell(learner), **about}) if folder else None
-  carry = saved.restore(carry) if saved else carry
+  saved = States(folder, {'learner': spell(learner), **about}) if folder else None
+  if found := saved.restore(carry) if saved else None:
+    carry = jax.tree.map(jnp.asarray, found[1])  # It is donated.
   advance = _program(setup, model, sampler, tx, meta_batch, devices, seed)
   for t in range(int(carry['step']), steps):
     carry = advance(carry, t)
-    late = _is_late(end, carry)
+    late = _is_late(end, carry) or stopping.asked()
     if progress and (t + 1) % max(1, steps // 100) == 0:
       progress(t + 1, float(carry['curve'][t, 0]))
     if saved and (late or t + 1 == steps or (save_every and (t + 1) % save_every == 0)):
@@ -241,50 +243,3 @@ def _apply(learner: Learner, tx: Any, carry: Carry, parts: list[dict[str, Any]])
   new = outer | optax.apply_updates(trained, updates) | {'statistics': mean['statistics']}
   curve = carry['curve'].at[t].set(mean['scores'].astype(jnp.float32))
   return {'outer': new, 'opt': opt, 'step': t + 1, 'curve': curve}
-
-
-class _Folder:
-  """Where a training can be taken up again: the two last carries, each written whole or not."""
-
-  def __init__(self, folder: str | Path, about: dict[str, Any]) -> None:
-    import orbax.checkpoint as ocp  # Takes a second to import.
-
-    self._args, self._about, self._name = ocp.args, about, Path(folder).name
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
-
-  def restore(self, carry: Carry) -> Carry:
-    """The last carry that is whole, or the given one; another training's is refused."""
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    for step in steps:
-      try:
-        return self._of_step(step, carry)
-      except FewshotError:
-        raise
-      except Exception as e:  # Whatever orbax meets in a damaged folder.
-        reason = ' '.join(str(e).split())[:100]
-        warnings.warn(f'the checkpoint of step {step} is damaged ({reason})', stacklevel=4)
-    if steps:
-      raise FewshotError(f'every checkpoint of {self._name} is damaged; delete it to train anew')
-    return carry
-
-  def _of_step(self, step: int, carry: Carry) -> Carry:
-    read = self._args.Composite(about=self._args.JsonRestore())
-    about = self._manager.restore(step, args=read)['about']
-    for k, value in self._about.items():
-      if k in about and about[k] != value:
-        raise FewshotError(
-          f'the folder holds a training with {k} {about[k]!r}, and this one has {value!r}; give '
-          'another folder'
-        )
-    like = self._args.StandardRestore(carry)
-    return self._manager.restore(step, args=self._args.Composite(carry=like))['carry']
-
-  def save(self, step: int, carry: Carry) -> None:
-    """Keeps the carry after `step` steps."""
-    kept = self._args.StandardSave(carry)
-    both = self._args.Composite(carry=kept, about=self._args.JsonSave(self._about))
-    self._manager.save(step, args=both)
-
-  def close(self) -> None:
-    self._manager.close()

@@ -310,6 +310,11 @@ def _check(config: ConfigDict, fit: fits.Fit) -> None:
     raise FewshotError('config: max_length is 1 to 1,048,576 tokens, max_test at least 0')
   if not 0 <= config.memory_gb <= 1e6:
     raise FewshotError(f'config.memory_gb is {config.memory_gb}; give 0 (what is free) to 1e6')
+  if config.retries < 0 or (config.retries and (grid or config.program)):
+    raise FewshotError(
+      f'config.retries={config.retries} is at least 0, and 0 beside a grid, whose other points are '
+      'there, or a program'
+    )
   missing = [name for name in grid if name not in fit.varies]
   if missing:
     raise FewshotError(f'{config.fit} has no {missing[0]} that a grid could vary')

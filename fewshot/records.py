@@ -4,14 +4,14 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fewshot.errors import FewshotError
+from fewshot.leaks import check
 
 try:
   import fcntl
@@ -23,11 +23,10 @@ REQUIRED = [
   *('config', 'model', 'method', 'task', 'split', 'seed', 'scores', 'trained', 'total'),
   *('hashes', 'timings', 'versions', 'status'),
 ]
-_SECRET = re.compile('KEY|TOKEN|SECRET|PASSWORD', re.IGNORECASE)
 
 
-def append(path: str | Path, record: Mapping[str, Any]) -> None:
-  """Appends one record as one line, wholly or not at all.
+def append(path: str | Path, record: Mapping[str, Any], once: bool = False) -> bool:
+  """Appends one record as one line, wholly or not at all; whether it was.
 
   The line goes out in a single write and is synced to disk before this returns. If that fails,
   the file is cut back to what it held. A tail without a newline, left by a killed process, is
@@ -37,6 +36,8 @@ def append(path: str | Path, record: Mapping[str, Any]) -> None:
   Args:
     path: the run's folder, or the file itself.
     record: the fields; `REQUIRED` names those that must be there.
+    once: leaves the file as it is where the last record of the same id has a result (`has_result`),
+      which another process may have written a moment ago.
 
   Raises:
     FewshotError: a field is missing, the record holds a path or a secret of this machine (see
@@ -45,9 +46,8 @@ def append(path: str | Path, record: Mapping[str, Any]) -> None:
   >>> import tempfile
   >>> record = dict.fromkeys(REQUIRED, 0)
   >>> with tempfile.TemporaryDirectory() as run:
-  ...   append(run, record)
-  ...   read(run) == [record]
-  True
+  ...   append(run, record), read(run) == [record]
+  (True, True)
   """
   file = _file(path)
   plain = _plain(record)
@@ -58,7 +58,11 @@ def append(path: str | Path, record: Mapping[str, Any]) -> None:
   try:
     fd = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+      _lock(fd)
+      if once and _has_line(file, plain['id']):
+        return False
       _append_line(fd, file, line)
+      return True
     finally:
       os.close(fd)
   except OSError as error:
@@ -68,10 +72,30 @@ def append(path: str | Path, record: Mapping[str, Any]) -> None:
     ) from error
 
 
-def _append_line(fd: int, file: Path, line: bytes) -> None:
+def _lock(fd: int) -> None:
   if fcntl is not None:
     with contextlib.suppress(OSError):  # Some network file systems refuse locks.
       fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def _has_line(file: Path, id: str) -> bool:
+  """Whether the last record of that id has a result; only lines that hold the id are parsed."""
+  mark = json.dumps(id).encode()
+  found = [_parse(x)[0] for x in file.read_bytes().split(b'\n') if mark in x]
+  same = [record for record in found if record.get('id') == id]
+  return bool(same) and has_result(same[-1])
+
+
+def has_result(record: Mapping[str, Any] | None) -> bool:
+  """Whether a run came to something; a failure that was not its own (memory, a lost file) is none.
+
+  >>> has_result({'status': 'collapsed', 'timings': {'seconds': 1.0}}), has_result(None)
+  (True, False)
+  """
+  return record is not None and (record['status'] != 'failed' or bool(record['timings']))
+
+
+def _append_line(fd: int, file: Path, line: bytes) -> None:
   size = _set_torn_aside(fd, file)
   try:
     written = os.write(fd, line)
@@ -237,59 +261,6 @@ def without_timings(record: Mapping[str, Any]) -> dict[str, Any]:
   return {name: value for name, value in record.items() if name not in ('timings', 'memory')}
 
 
-def check(record: Mapping[str, Any]) -> None:
-  """Refuses a record that would give away this machine's paths or secrets.
-
-  A path is a string in which the home folder or the working folder appears, or that is an
-  absolute path to an existing file. A secret is the value (8 characters or more) of an environment
-  variable whose name contains KEY, TOKEN, SECRET or PASSWORD.
-
-  Raises:
-    FewshotError: names the field, and for a secret the variable; never shows the secret.
-
-  >>> check({'model': 'vit', 'config': {'data': 'data/train.csv'}})
-  >>> check({'config': {'data': os.path.abspath('train.csv')}})  # doctest: +ELLIPSIS
-  Traceback (most recent call last):
-  fewshot.errors.FewshotError: the record's field config.data holds an absolute path; ...
-  """
-  folders = {os.path.expanduser('~'), os.getcwd()}
-  folders |= {os.path.realpath(folder) for folder in folders}
-  known = '|'.join(re.escape(folder) for folder in sorted(folders - {os.sep, '~'}))
-  inside = re.compile(rf'(?<![\w.-])(?:{known})(?![\w-])') if known else None
-  secrets = {
-    value: name for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= 8
-  }
-  for field, text in _strings(record, ''):
-    if (inside and inside.search(text)) or _is_existing_path(text):
-      raise FewshotError(
-        f"the record's field {field} holds an absolute path; "
-        'give it relative to the working folder, or by a name'
-      )
-    for value, name in secrets.items():
-      if value in text:
-        raise FewshotError(
-          f"the record's field {field} holds the value of the environment variable {name}; "
-          'keep secrets out of the configuration'
-        )
-
-
-def _is_existing_path(text: str) -> bool:
-  # Two separators at least: '/' alone, or a label such as '/s', is more likely a text than a path.
-  return os.path.isabs(text) and len(Path(text).parts) > 2 and os.path.exists(text)
-
-
-def _strings(value: Any, field: str) -> Iterator[tuple[str, str]]:
-  if isinstance(value, str):
-    yield field, value
-  elif isinstance(value, Mapping):
-    for name, inner in value.items():
-      yield f'{field} (a name in it)' if field else 'names', str(name)
-      yield from _strings(inner, f'{field}.{name}' if field else str(name))
-  elif isinstance(value, list | tuple):
-    for index, inner in enumerate(value):
-      yield from _strings(inner, f'{field}[{index}]')
-
-
 def replace(path: str | Path, data: bytes) -> None:
   """Writes a file as a whole: readers see what was there before or all of `data`.
 
@@ -337,3 +308,35 @@ def _as_list(value: Any) -> Any:
 
 def _warn(message: str) -> None:
   print(f'warning: {message}', file=sys.stderr)
+
+
+class Tail:
+  """The records of a folder by id, the last of each, read on from where the last call stopped."""
+
+  def __init__(self, path: str | Path) -> None:
+    self._file, self._at = _file(path), 0
+    self._latest: dict[str, dict[str, Any]] = {}
+
+  def read(self) -> dict[str, dict[str, Any]]:
+    """All that is there by now; a line that is no record is left out with a warning.
+
+    >>> Tail('no-such-run').read()
+    {}
+    """
+    try:
+      size = self._file.stat().st_size
+      if size < self._at:  # Set aside, or begun anew.
+        self._at, self._latest = 0, {}
+      with self._file.open('rb') as file:
+        file.seek(self._at)
+        whole, newline, _ = file.read().rpartition(b'\n')
+    except OSError:
+      return self._latest
+    for line in whole.split(b'\n') if newline else []:
+      record, problem = _parse(line)
+      if problem or not isinstance(record.get('id'), str):
+        _warn(f'a line of {self._file} is skipped: {problem or "it has no id"}')
+        continue
+      self._latest[record['id']] = record
+    self._at += len(whole + newline)
+    return self._latest

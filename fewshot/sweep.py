@@ -73,9 +73,14 @@ def sweep(
     programs = engine.compile_programs(shared, model.params, data, todo, options or Options())
   tick('compile', 1.0)
   for start in range(0, len(todo), programs.chunk):
-    chunk = todo[start : start + programs.chunk]
-    outcome = engine.fit_and_score(programs, chunk, tick)
-    yield from _results(programs, chunk, *outcome)
+    yield from computed(programs, todo[start : start + programs.chunk], tick)
+
+
+def computed(
+  programs: engine.Programs, chunk: list[Run], tick: Progress, keeper: engine.Keeper | None = None
+) -> Iterator[Result]:
+  """The results of at most `programs.chunk` runs, which go at once."""
+  yield from _results(programs, chunk, *engine.fit_and_score(programs, chunk, tick, keeper))
 
 
 def setup(

@@ -29,8 +29,9 @@ def test_a_run_writes_its_files_and_repeats_itself(place, capsys):
   assert [r['method'] for r in rows] == [m for m, _ in workplace.CHEAP]
   assert all(r['runs'] == 2 and r['failed'] == 0 for r in rows)
   folder = place / 'runs' / 'tiny'
-  names = {'records.jsonl', 'table.md', 'accuracy.png', 'log.jsonl'}
-  assert {p.name for p in folder.iterdir()} == names
+  names = {'records.jsonl', 'table.md', 'accuracy.png', 'log.jsonl', 'plan.json'}
+  assert {p.name for p in folder.iterdir()} == names | {'claims'}
+  assert not list((folder / 'claims').iterdir())
   assert str(place) not in ''.join((folder / n).read_text() for n in names if 'png' not in n)
   assert (folder / 'accuracy.png').read_bytes().startswith(b'\x89PNG')
   events = [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]

@@ -1,0 +1,72 @@
+"""Keeping: the carry of a chunk of runs, saved while it trains."""
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewshot import stopping
+from fewshot.errors import cause
+from fewshot.states import States
+
+SAVE_EVERY = 60.0  # Seconds between two saved states of a chunk.
+
+
+class Keeper:
+  """Saves the carry of a chunk every so often and when the process is asked to end."""
+
+  def __init__(
+    self, folder: Path, about: Mapping[str, Any], every: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ) -> None:  # fmt: skip
+    self._folder, self._about, self._clock = folder, about, clock
+    self._every = SAVE_EVERY if every is None else every
+    self._states: States | None = None
+    self._last = clock()
+
+  def restore(self, carry: Any) -> tuple[int, Any]:
+    """The step to go on from, and the carry there."""
+    if not self._folder.is_dir():
+      return 0, carry
+    return self._opened().restore(carry) or (0, carry)
+
+  def __call__(self, step: int, carry: Any) -> None:
+    """Keeps the carry after `step` steps if it is time; raises `Stopped` if asked to end."""
+    if stopping.asked():
+      self._save(step, carry)
+      self.close()
+      raise stopping.Stopped
+    if self._clock() - self._last >= self._every:
+      self._save(step, carry)
+      self._last = self._clock()
+
+  def close(self) -> None:
+    """Waits for what is being written."""
+    if self._states:
+      with contextlib.suppress(Exception):  # Reported when it was saved; the results are there.
+        self._states.close()
+
+  def _save(self, step: int, carry: Any) -> None:
+    """A full disk costs the state, never the run."""
+    try:
+      self._opened().save(step, carry, _dev_score(carry))
+    except Exception as e:
+      warnings.warn(f'the state of step {step} could not be saved ({cause(e)})', stacklevel=3)
+
+  def _opened(self) -> States:
+    if self._states is None:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      self._states = States(self._folder, self._about)
+    return self._states
+
+
+def _dev_score(carry: Any) -> float | None:
+  """The mean of the best dev scores so far, where a fit keeps them."""
+  if not isinstance(carry, dict) or 'best' not in carry:
+    return None
+  score = float(np.mean(np.asarray(carry['best']['score'])))
+  return score if np.isfinite(score) else None

@@ -1,0 +1,86 @@
+"""The plan of a folder: which jobs there are, and where each stands."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fewshot import leaks, records
+from fewshot.errors import FewshotError
+from fewshot.launch.claims import Claims
+from fewshot.launch.worker import CLAIMS, Job
+
+NAME = 'plan.json'
+
+
+def write(folder: Path, jobs: Sequence[Job]) -> None:
+  """Writes plan.json; jobs of earlier commands in the folder stay in it."""
+  old = {j['id']: j for j in read(folder)}
+  new = {j.id: {'id': j.id, 'label': j.label, 'runs': list(j.ids)} for j in jobs}
+  plan = {'jobs': [*(v for k, v in old.items() if k not in new), *new.values()]}
+  leaks.check(plan)
+  records.replace(folder / NAME, (json.dumps(plan, indent=1) + '\n').encode())
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+  """The jobs of the plan; none where there is no plan that can be read."""
+  try:
+    found = json.loads((folder / NAME).read_bytes())['jobs']
+    return [j for j in found if isinstance(j['id'], str) and isinstance(j['runs'], list)]
+  except (OSError, ValueError, TypeError, KeyError):
+    return []
+
+
+def status(folder: Path) -> dict[str, Any]:
+  """Where each job of a folder stands, how much is done and failed, what is left and for how long.
+
+  Raises `FewshotError` where there is neither a plan nor a record.
+  """
+  jobs, latest = read(folder), records.Tail(folder).read()
+  if not jobs and not latest:
+    raise FewshotError(f'{folder} has no plan and no records; give the folder of a run (--out)')
+  held = Claims(folder / CLAIMS).held()
+  rows = [_job(j, latest, held) for j in jobs]
+  done = [r for r in latest.values() if records.has_result(r)]
+  left = sum(row['runs'] - row['done'] for row in rows)
+  seconds = [s for r in done if isinstance(s := r['timings'].get('seconds'), int | float)]
+  workers = max(1, len(held))
+  return {
+    'runs': len(done) + left,
+    'done': len(done),
+    'running': sum(row['state'] == 'running' for row in rows),
+    'failed': sum(r['status'] == 'failed' for r in latest.values()),
+    'collapsed': sum(r['status'] == 'collapsed' for r in latest.values()),
+    'eta_seconds': round(left * sum(seconds) / len(seconds) / workers, 1) if seconds else None,
+    'best': _best(done),
+    'jobs': rows,
+  }
+
+
+def _job(job: dict[str, Any], latest: dict[str, Any], held: dict[str, str]) -> dict[str, Any]:
+  found = [latest[id] for id in job['runs'] if id in latest]
+  done = sum(records.has_result(r) for r in found)
+  state = 'done' if done == len(job['runs']) else 'waiting'
+  if state == 'waiting' and len(found) > done:
+    state = 'failed'
+  if job['id'] in held:
+    state = 'running'
+  return {
+    'id': job['id'],
+    'label': job.get('label', ''),
+    'state': state,
+    'runs': len(job['runs']),
+    'done': done,
+    'says': held.get(job['id'], ''),
+    'best': _best(found),
+  }
+
+
+def _best(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+  """The record of the highest accuracy so far."""
+  scored = [(r['scores'].get('accuracy') or {}).get('value') for r in found]
+  pairs = [(s, r) for s, r in zip(scored, found, strict=True) if s is not None]
+  if not pairs:
+    return None
+  value, record = max(pairs, key=lambda pair: pair[0])
+  return {'id': record['id'], 'method': record['method'], 'task': record['task'], 'accuracy': value}

@@ -1,0 +1,265 @@
+"""Work: a group's runs, chunk by chunk, each taken up where a killed process left it."""
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fewshot import checkpoint, engine, experiment, parallel, programs, records, stopping
+from fewshot import sweep as sweeps
+from fewshot.engine import Options, Programs, Progress
+from fewshot.errors import FewshotError, cause
+from fewshot.launch.groups import Group, Planned, retried
+from fewshot.launch.keeping import Keeper
+from fewshot.logging import Log
+from fewshot.prepared import data_of, options
+from fewshot.sweep import Result
+
+JOBS = 'jobs'
+Record = dict[str, Any]
+
+
+def execute(
+  group: Group, out: Path, log: Log | None, progress: Progress, done: Mapping[str, Record]
+) -> Iterator[Record]:
+  """Computes the runs of a group that `done` lacks, and records each.
+
+  `log` is None in a process that leaves the records to another.  An unexpected failure becomes a
+  record of each run that it cost.
+
+  Raises:
+    FewshotError: the records cannot be written, or a user's mistake shows late.
+    stopping.Stopped: the process was asked to end; what was computed is saved.
+  """
+  written: set[str] = set()
+
+  def write(record: Record) -> Record:
+    written.add(record['id'])
+    if log and records.append(out, record, once=True):
+      log.record(record)
+    return record
+
+  steps = _staged if group.rows[0].program else _swept
+  try:
+    for record in steps(group, out, log is not None, progress, done):
+      yield write(record)
+  except (FewshotError, stopping.Stopped):
+    raise
+  except Exception as e:
+    for id, planned in group.runs.items():
+      if id not in written and not records.has_result(done.get(id)):
+        yield write(experiment.failed(planned.row, planned.own, cause(e)))
+
+
+def remaining(group: Group, done: Mapping[str, Record]) -> list[str]:
+  """The ids of the group's runs that have no result yet, with those of the retries that are due."""
+  return [id for first in group.runs if (id := _due(first, group.rows[0].config.retries, done))]
+
+
+def _due(first: str, retries: int, done: Mapping[str, Record]) -> str:
+  """The id of the attempt at a run that is due; empty where there is none."""
+  id = first
+  for attempt in range(retries + 1):
+    record = done.get(id)
+    if record is None or not records.has_result(record):
+      return id
+    if record['status'] == 'ok':
+      return ''
+    id = experiment.retry_id(first, attempt + 1)
+  return ''
+
+
+def _staged(
+  group: Group, out: Path, writes: bool, progress: Progress, done: Mapping[str, Record]
+) -> Iterator[Record]:
+  """The records of a program, run by run; a finished stage is kept and found again."""
+  (p,) = group.rows
+  assert p.program is not None
+  for id in remaining(group, done):
+    if stopping.asked():
+      raise stopping.Stopped
+    run, start = group.runs[id].own, time.monotonic()
+    outcome = programs.run(
+      p.program, p.model, data_of(p, run.split), classes=len(p.task.classes), seed=run.seed,
+      cache=out / 'stages', options=options(p.config), progress=progress,
+    )  # fmt: skip
+    timings = {'seconds': time.monotonic() - start}
+    result = Result(run, outcome.logits(), None, None, p.method, {}, {}, timings, {})
+    yield experiment.record(p, result._replace(stages=tuple(outcome.notes)), [result])
+
+
+def _swept(
+  group: Group, out: Path, writes: bool, progress: Progress, done: Mapping[str, Record]
+) -> Iterator[Record]:
+  """The records of a vmapped axis; dead runs once more from other keys, where the config asks."""
+  device = _Device(group, out / JOBS / group.id, progress)
+  retries = group.rows[0].config.retries
+  todo, known = dict(group.runs), dict(done)
+  for attempt in range(retries + 1):
+    for record, result in _recorded(device, todo, attempt, known):
+      known[record['id']] = record
+      p = todo[record['id']].row
+      if p.config.checkpoints and record['status'] == 'ok' and writes:
+        checkpoint.save(experiment.adapted(p, result), out / 'checkpoints' / record['id'])
+      yield record
+    dead = {id: known[id] for id in todo if known[id]['status'] != 'ok'}
+    if not dead:
+      break
+    again = [first_id(r) for r in dead.values()]
+    n = attempt + 1
+    todo = {experiment.retry_id(id, n): retried(group.runs[id], n) for id in again}
+  if writes:
+    device.forget()
+
+
+def first_id(record: Mapping[str, Any]) -> str:
+  """The id of the first attempt at a run."""
+  return record.get('attempt', {}).get('of', record['id'])
+
+
+def _recorded(
+  device: '_Device', todo: Mapping[str, Planned], attempt: int, done: Mapping[str, Record]
+) -> Iterator[tuple[Record, Result]]:
+  """What is recorded of an attempt, in the order of the axis; of a grid a cell when it is whole."""
+  if all(records.has_result(done.get(id)) for id in todo):
+    return
+  ids, cell = list(todo), list[tuple[str, Result, list[Result]]]()
+  start = 0
+  while start < len(ids):
+    chunk = ids[start : start + device.chunk(len(ids))]
+    if all(records.has_result(done.get(id)) for id in chunk):
+      start += len(chunk)
+      continue
+    results = device.compute([todo[id] for id in chunk], f'{attempt}-{start}')
+    for id, result in zip(chunk, results, strict=False):  # Fewer where memory was short.
+      if cell and _cell(todo[cell[0][0]]) != _cell(todo[id]):
+        yield from _decided(cell, todo, attempt, done)
+        cell = []
+      cell.append((id, result, _peers(id, chunk, results, todo)))
+    start += len(results)
+    if not _has_grid(todo):
+      yield from _decided(cell, todo, attempt, done)
+      cell = []
+  yield from _decided(cell, todo, attempt, done)
+
+
+def _peers(
+  id: str, chunk: Sequence[str], results: Sequence[Result], todo: Mapping[str, Planned]
+) -> list[Result]:
+  """What the same row came to elsewhere in the chunk, the run itself included."""
+  row = todo[id].row
+  return [r for other, r in zip(chunk, results, strict=False) if todo[other].row is row]
+
+
+def _decided(
+  cell: Sequence[tuple[str, Result, list[Result]]],
+  todo: Mapping[str, Planned], attempt: int, done: Mapping[str, Record],
+) -> Iterator[tuple[Record, Result]]:  # fmt: skip
+  """The records of a cell that were not there; of a grid, the best on dev is marked."""
+  best = experiment.best([result for _, result, _ in cell]) if _has_grid(todo) else None
+  for i, (id, result, peers) in enumerate(cell):
+    if records.has_result(done.get(id)):
+      continue
+    planned = todo[id]
+    own = result._replace(run=planned.own)
+    record = experiment.record(planned.row, own, peers, chosen=best in (None, i))
+    if attempt:
+      retries = planned.row.config.retries
+      record |= experiment.retry_of(record['id'], attempt, planned.run.seed, retries)
+    yield record, own
+
+
+def _cell(planned: Planned) -> tuple[int, int]:
+  return planned.own.split, planned.own.seed
+
+
+def _has_grid(todo: Mapping[str, Planned]) -> bool:
+  return any(planned.own.hyper for planned in todo.values())
+
+
+class _Device:
+  """The group's compiled programs, made when a chunk needs them, and what is kept of chunks."""
+
+  def __init__(self, group: Group, folder: Path, progress: Progress) -> None:
+    self._group, self._folder, self._tick = group, folder, progress
+    self._programs: Programs | None = None
+    self._pinned = _pinned(folder)
+
+  def chunk(self, runs: int) -> int:
+    """How many runs go at once; the same as before where the folder says so."""
+    size = self._pinned.get('runs') or self._compiled().chunk
+    return max(1, min(size, runs))
+
+  def compute(self, chunk: Sequence[Planned], name: str) -> list[Result]:
+    """The results of a chunk, or of its first half where memory is short: once, and noted."""
+    runs = [planned.run for planned in chunk]
+    try:
+      return self._results(runs, name)
+    except jax.errors.JaxRuntimeError as e:
+      size = self._pinned.get('runs', len(runs))
+      if 'RESOURCE_EXHAUSTED' not in str(e) or self._pinned.get('halved') or size < 2:
+        raise
+      half = size // 2
+      self._pin({'runs': half, 'halved': f'{size} runs at once took more memory than there is'})
+      self._programs = None
+      return self._results(runs[:half], f'{name}-half')
+
+  def forget(self) -> None:
+    """Drops what only an unfinished group needs."""
+    shutil.rmtree(self._folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # Others' may be in it.
+      self._folder.parent.rmdir()
+
+  def _results(self, runs: list[Any], name: str) -> list[Result]:
+    compiled = self._compiled()
+    keeper = None
+    if compiled.placement.name != 'hosts':  # Each process has a part of the state alone.
+      about = {'group': self._group.id, 'chunk': name, 'runs': compiled.chunk}
+      keeper = Keeper(self._folder / name, about)
+    results = list(sweeps.computed(compiled, runs, self._tick, keeper))
+    if keeper:
+      keeper.close()
+    return results
+
+  def _compiled(self) -> Programs:
+    if self._programs is None:
+      wanted = options(self._group.rows[0].config)
+      if size := self._pinned.get('runs'):
+        wanted = wanted._replace(runs=size)
+      self._programs = self._compile(wanted)
+      if halved := self._pinned.get('halved'):
+        self._programs.notes['halved'] = halved
+      if not self._pinned:
+        self._pin({'runs': self._programs.chunk})
+    return self._programs
+
+  def _compile(self, wanted: Options) -> Programs:
+    p = self._group.rows[0]
+    todo = [planned.run for planned in self._group.runs.values()]
+    shared = sweeps.setup(p.model, p.data, p.method, p.fit, len(p.task.classes), p.objective)
+    self._tick('compile', 0.0)
+    found = engine.compile_programs(shared, p.model.params, p.data, todo, wanted)
+    self._tick('compile', 1.0)
+    return found
+
+  def _pin(self, about: dict[str, Any]) -> None:
+    """A chunk of another size has other rounding, so that resumed runs keep the size."""
+    self._pinned = about
+    if not parallel.writes():
+      return
+    with contextlib.suppress(OSError, FewshotError):
+      self._folder.mkdir(parents=True, exist_ok=True)
+      records.replace(self._folder / 'chunk.json', json.dumps(about).encode())
+
+
+def _pinned(folder: Path) -> dict[str, Any]:
+  try:
+    found = json.loads((folder / 'chunk.json').read_bytes())
+    return found if isinstance(found['runs'], int) and found['runs'] > 0 else {}
+  except (OSError, ValueError, TypeError, KeyError):
+    return {}
