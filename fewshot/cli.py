@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from fewshot import __version__
+from fewshot import __version__, arguments
 from fewshot.errors import FewshotError, nearest
 
 
@@ -59,7 +59,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _refuse_unknown(args: argparse.Namespace, rest: Sequence[str]) -> None:
   for arg in rest:
-    configured = args.command in ('run', 'overlap')
+    configured = args.command in ('run', 'sweep', 'overlap')
     if configured and arg.startswith('--config.'):
       continue
     flags = re.findall(r'--[\w-]+', args.usage)
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(call=call)
     return sub
 
-  _add_run_arguments(command('run', _run, 'run an experiment: fit, score, record, print its table'))
+  arguments.add_runs(command)
   _add_listings(command)
   _add_files(command)
 
@@ -111,10 +111,7 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-Command = Callable[[str, Callable[..., Any], str], argparse.ArgumentParser]
-
-
-def _add_listings(command: Command) -> None:
+def _add_listings(command: arguments.Command) -> None:
   table = command('table', _table, 'rebuild the table of a run from its records alone')
   table.add_argument('folder', help='a folder with a records.jsonl')
   table.add_argument('--json', action='store_true', help='print one JSON value as the last line')
@@ -144,7 +141,9 @@ def _add_listings(command: Command) -> None:
   again.add_argument('--check', action='store_true', help='only read the records; never train')
   again.add_argument('--list', action='store_true', help='show every published number and ours')
   again.add_argument('--pages', action='store_true', help='write experiments/*/README.md anew')
-  again.add_argument('--minutes', type=_minutes, default=0.0, help='stop, saved, after so long')
+  again.add_argument(
+    '--minutes', type=arguments.minutes, default=0.0, help='stop, saved, after so long'
+  )
   again.add_argument('--out', help='where to run (default: runs/<config.name>)')
   again.add_argument('--json', action='store_true', help='print one JSON value as the last line')
 
@@ -156,7 +155,7 @@ def _add_listings(command: Command) -> None:
   papers.add_argument('--page', action='store_true', help='write docs/hosted.md anew')
 
 
-def _add_files(command: Command) -> None:
+def _add_files(command: arguments.Command) -> None:
   assets = command('assets', _assets, 'list, fetch or verify weights and data')
   assets.add_argument('action', nargs='?', choices=('list', 'get', 'verify'), default='list')
   assets.add_argument('names', nargs='*', help='asset names (verify: all when none is given)')
@@ -173,40 +172,6 @@ def _add_files(command: Command) -> None:
     '--without-head', action='store_true', help='import: leave out a saved classifier'
   )
   adapters.add_argument('--json', action='store_true', help='print one JSON value')
-
-
-def _add_run_arguments(run: argparse.ArgumentParser) -> None:
-  run.add_argument('config', help='a file such as configs/quickstart.py')
-  run.add_argument('--dry-run', action='store_true', help='print what would run, and run nothing')
-  run.add_argument('--devices', help='--dry-run: plan for so many devices, such as 1,8,64')
-  run.add_argument('--fresh', action='store_true', help='set earlier records aside and start over')
-  run.add_argument('--out', help='the folder of the records (default: runs/<config.name>)')
-  run.add_argument('--profile', action='store_true', help='trace the run: a page in OUT/profile')
-  run.add_argument(
-    '--minutes', type=_minutes, default=0.0, help='episodes: stop, saved, after so long (status 75)'
-  )
-  run.add_argument('--json', action='store_true', help='print one JSON value as the last line')
-  run.epilog = "Any key of the config can be set: --config.k=8 --config.method='lora(rank=4)'"
-
-
-def _run(args: argparse.Namespace, rest: list[str]) -> int:
-  from fewshot import command_run
-
-  overrides = [arg.removeprefix('--config.') for arg in rest]
-  if args.devices and not (args.dry_run and re.fullmatch(r'[1-9]\d*(,[1-9]\d*)*', args.devices)):
-    raise FewshotError(f'--devices {args.devices} goes with --dry-run, as in --devices 1,8,64')
-  if args.dry_run:
-    devices = [int(n) for n in args.devices.split(',')] if args.devices else []
-    return command_run.dry_run(args.config, overrides, args.json, devices)
-  return command_run.run(args.config, overrides, args.out, args.fresh, args.json, args.profile,
-                         args.minutes)  # fmt: skip
-
-
-def _minutes(text: str) -> float:
-  with contextlib.suppress(ValueError):
-    if 0 < float(text) < float('inf'):
-      return float(text)
-  raise argparse.ArgumentTypeError(f'{text} is no number of minutes above 0')
 
 
 def _table(args: argparse.Namespace, rest: list[str]) -> None:
