@@ -48,6 +48,7 @@ def default() -> ConfigDict:
       'dtype': 'float32',  # Of the frozen weights; int8 takes the extra fewshot[int8].
       'dropout': 0.0,
       'out': '',  # The folder of the records; runs/<name> when empty.
+      'save_every': 60.0,  # Seconds between two states that a killed run goes on from.
       'checkpoints': False,  # Saves theta of every run under out/checkpoints.
       'memory_gb': 0.0,  # Bounds a compiled chunk of runs; 0 for what the device has free.
       # How runs are computed, see `fewshot.engine.Options`.

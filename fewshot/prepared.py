@@ -308,6 +308,8 @@ def _check(config: ConfigDict, fit: fits.Fit) -> None:
     )
   if not 1 <= config.max_length <= 2**20 or config.max_test < 0:
     raise FewshotError('config: max_length is 1 to 1,048,576 tokens, max_test at least 0')
+  if not config.save_every >= 0:
+    raise FewshotError(f'config.save_every is {config.save_every}; give seconds, at least 0')
   if not 0 <= config.memory_gb <= 1e6:
     raise FewshotError(f'config.memory_gb is {config.memory_gb}; give 0 (what is free) to 1e6')
   if config.retries < 0 or (config.retries and (grid or config.program)):

@@ -1,6 +1,7 @@
 """States: where a training can be taken up again, by orbax: the last few and the best, verified."""
 
 import hashlib
+import json
 import logging
 import warnings
 from collections.abc import Mapping
@@ -50,7 +51,7 @@ class States:
   def save(self, step: int, carry: Any, score: float | None = None) -> None:
     """Keeps the carry after `step` steps; returns when it is copied, not when it is written."""
     leaves = {f'{i:05}': _on_host(x) for i, x in enumerate(jax.tree.leaves(carry))}
-    about = {'of': self._about, 'sha256': _digest(leaves)}
+    about = {'of': self._about, 'of_sha256': _digest_of(self._about), 'sha256': _digest(leaves)}
     both = self._args.Composite(
       carry=self._args.StandardSave(leaves), about=self._args.JsonSave(about)
     )
@@ -83,6 +84,8 @@ class States:
   def _of_step(self, step: int, like: Any) -> Any:
     read = self._args.Composite(about=self._args.JsonRestore())
     about = self._manager.restore(step, args=read)['about']
+    if _digest_of(about['of']) != about['of_sha256']:
+      raise ValueError('what it belongs to is not what was saved')
     for k, value in self._about.items():
       if k in about['of'] and about['of'][k] != value:
         raise FewshotError(
@@ -130,3 +133,8 @@ def _digest(leaves: Mapping[str, Any]) -> str:
     digest.update(f'{name} {array.dtype} {array.shape}'.encode())
     digest.update(array.view(np.uint8).data if array.size else b'')
   return digest.hexdigest()[:16]
+
+
+def _digest_of(about: Mapping[str, Any]) -> str:
+  """The same of what a training is."""
+  return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]

@@ -22,7 +22,8 @@ class Row:
 
   `mean` and `std` are fractions of 1. `std` is the sample standard deviation (ddof = 1) over the
   `n` splits, or seeds, that `kind` names; it is None when there is a single one. A run is `lost`
-  when it has no accuracy, whatever its status; `failed` and `collapsed` count statuses.
+  when it has no accuracy, whatever its status; `failed` and `collapsed` count statuses, `retried`
+  the attempts that died before the one that counts.
   `trained` and `trained_min` differ when what a dev set chose changes the number of parameters.
   `seconds` is the mean over runs, `memory` the bytes of the largest chunk, of `memory_runs` runs.
 
@@ -43,6 +44,7 @@ class Row:
   lost: int = 0
   failed: int = 0
   collapsed: int = 0
+  retried: int = 0
   trained: int = 0
   trained_min: int | None = None
   total: int = 0
@@ -118,6 +120,10 @@ def group(records: Iterable[Record]) -> dict[Key, list[Record]]:
 
 
 def _chosen(cell: list[Record]) -> list[Record]:
+  if attempts := [record for record in cell if 'attempt' in record]:
+    # Of a dead run that was started anew the last attempt counts; the row says how many there were.
+    last = max(attempts, key=lambda record: record['attempt']['number'])
+    return [{**last, 'retried': len(cell) - 1}]
   chosen = [record for record in cell if record.get('chosen', True)]
   if chosen and chosen[-1].get('tuning') == 'dev':
     chosen = chosen[-1:]  # A run repeated with a larger grid chose anew.
@@ -194,6 +200,7 @@ def _row(key: Key, members: list[Record]) -> Row:
     lost=len(members) - len(scored),
     failed=statuses.count('failed'),
     collapsed=statuses.count('collapsed'),
+    retried=sum(member.get('retried', 0) for member in members),
     trained=max(trained),
     trained_min=min(trained),
     total=(scored or members)[0]['total'] or 0,

@@ -13,18 +13,16 @@ from fewshot import stopping
 from fewshot.errors import cause
 from fewshot.states import States
 
-SAVE_EVERY = 60.0  # Seconds between two saved states of a chunk.
-
 
 class Keeper:
   """Saves the carry of a chunk every so often and when the process is asked to end."""
 
   def __init__(
-    self, folder: Path, about: Mapping[str, Any], every: float | None = None,
+    self, folder: Path, about: Mapping[str, Any], every: float,
     clock: Callable[[], float] = time.monotonic,
   ) -> None:  # fmt: skip
     self._folder, self._about, self._clock = folder, about, clock
-    self._every = SAVE_EVERY if every is None else every
+    self._every = every
     self._states: States | None = None
     self._last = clock()
 

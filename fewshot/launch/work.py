@@ -220,7 +220,8 @@ class _Device:
     keeper = None
     if compiled.placement.name != 'hosts':  # Each process has a part of the state alone.
       about = {'group': self._group.id, 'chunk': name, 'runs': compiled.chunk}
-      keeper = Keeper(self._folder / name, about)
+      every = self._group.rows[0].config.save_every
+      keeper = Keeper(self._folder / name, about, every)
     results = list(sweeps.computed(compiled, runs, self._tick, keeper))
     if keeper:
       keeper.close()

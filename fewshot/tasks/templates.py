@@ -13,7 +13,7 @@ import numpy as np
 from fewshot.errors import FewshotError, nearest
 from fewshot.tasks import buckets
 
-MASKS = ('[MASK]', '<mask>')
+MASKS = ('<mask>', '[MASK]')  # In this order: MPNet's vocabulary holds BERT's token as a word.
 MASK = 'mask'  # The field that is a slot.
 Fields = Mapping[str, str]
 Reads = Literal['masks', 'left', 'decoder']
