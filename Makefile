@@ -5,7 +5,7 @@ UV ?= uv
 bin := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env test-env quickstart test test-all test-gpu test-assets lint lock clean
+.PHONY: help env test-env quickstart test test-all test-faults test-gpu test-assets lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 20
@@ -31,6 +31,9 @@ test: lint ## lint, then all tests and doctests
 test-all: test-env ## all tests, the long ones too, and every method on every kind of model
 	$(bin)/fewshot assets get minilm-l6 trec
 	$(bin)/python -m pytest -n 2 -m 'product or not product'
+
+test-faults: test-env ## kills, damage and odd inputs, as often as docs/robustness.md says
+	FEWSHOT_TRIES=full $(bin)/python -m pytest -n 2 tests/robustness
 
 test-gpu: test-env ## the tests that need a GPU, on JAX for it
 	$(bin)/python -m pip install --quiet 'jax[cuda13]>=0.10.2,<0.12'
