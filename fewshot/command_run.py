@@ -34,7 +34,7 @@ def _run_splits(
 ) -> int:
   """The runs of configs of texts: splits and seeds of a task."""
   _join(todo)
-  from fewshot import experiment, parallel
+  from fewshot import experiment, parallel, preflight
   from fewshot.launch.groups import groups
   from fewshot.logging import open_log
   from fewshot.prepared import prepare
@@ -45,6 +45,7 @@ def _run_splits(
   records.prepare(folder)
   log = open_log(folder, todo[0].name, todo[0].wandb, configs.as_dict(todo[0]))
   note(f'{todo[0].name}: {len(todo)} rows, records in {folder}', style='bold')
+  preflight.disk(prepared, folder)
   _show_preflight(prepared)
   if fresh and (aside := records.set_aside(folder)):
     note(f'earlier records are now {folder}/{aside}')
@@ -119,13 +120,18 @@ def dry_run(path: str, overrides: Sequence[str], as_json: bool, devices: Sequenc
     if devices:
       raise FewshotError('--devices plans runs of texts; leave it out for a config of episodes')
     return command_episodes.dry_run(todo, as_json)
-  from fewshot import experiment, models, planning
+  from fewshot import experiment, models, planning, preflight
   from fewshot.prepared import prepare
 
   prepared = prepare(todo, planning.load if devices else models.load)
+  space = preflight.disk(prepared, folder_of(todo[0], None))
   if not as_json:
     stdout.print(json.dumps(configs.as_dict(todo[0]), indent=1))
     _show_preflight(prepared, every=True)
+    gib = {k: n / 2**30 for k, n in space.items()}
+    stdout.print(
+      f'disk: {gib["free_bytes"]:.1f} GiB free, at most {gib["needed_bytes"]:.3f} needed'
+    )
   rows = []
   for p in prepared:
     row = {
@@ -134,6 +140,7 @@ def dry_run(path: str, overrides: Sequence[str], as_json: bool, devices: Sequenc
       'trained': p.trained,
       'total': p.total,
       'runs': len(experiment.plan(p)),
+      'hashes': preflight.hashes(p),
     }
     if p.program:  # Its stages compile one after another, each from what the last one wrote.
       row['stages'] = [stage.name for stage in p.program.stages]
@@ -146,7 +153,7 @@ def dry_run(path: str, overrides: Sequence[str], as_json: bool, devices: Sequenc
     if not as_json and not devices and not p.program:
       _show_cost(row)
   if as_json:
-    print(json.dumps({'config': configs.as_dict(todo[0]), 'rows': rows}))
+    print(json.dumps({'config': configs.as_dict(todo[0]), 'disk': space, 'rows': rows}))
   return 0
 
 
@@ -232,7 +239,7 @@ def _row_as_json(row: tables.Row) -> dict[str, Any]:
 
 def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
   """Which rule took which leaves, how many parameters train, for each method."""
-  from fewshot import methods
+  from fewshot import methods, preflight
 
   where = stdout if every else None
   say = where.print if where else note
@@ -245,6 +252,9 @@ def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
       say(f'{p.label}  {", ".join(stage.name for stage in p.program.stages)}')
       continue
     say(f'{p.label}  trains {p.trained:,} of {p.total:,}')
+    if every:
+      for what, known in preflight.hashes(p).items():
+        say(f'    hash of {what:16s} {", ".join(known)}')
     for row in p.rows if every else p.rows[:-1]:
       say(f'    {row.rule:32s} {methods.count(row.leaves):>12,}  {row.text}')
 

@@ -26,7 +26,7 @@ from fewshot.sweep import Result
 
 def identities(p: Prepared) -> list[dict[str, Any]]:
   """What the records of this experiment will say of themselves, before it runs."""
-  return [_identity(p, run) for run in plan(p).values()]
+  return [identity(p, run) for run in plan(p).values()]
 
 
 def plan(p: Prepared) -> dict[str, Run]:
@@ -36,7 +36,7 @@ def plan(p: Prepared) -> dict[str, Run]:
 
 def run_id(p: Prepared, run: Run) -> str:
   """The hash of what decides a result: config, run, content of data and weights, versions."""
-  fields = _identity(p, run)
+  fields = identity(p, run)
   return records.run_id({k: fields[k] for k in sorted(fields) if k != 'config'} | _decisive(p))
 
 
@@ -52,7 +52,8 @@ def _decisive(p: Prepared) -> dict[str, Any]:
   return {k: p.config[k] for k in keys}
 
 
-def _identity(p: Prepared, run: Run) -> dict[str, Any]:
+def identity(p: Prepared, run: Run) -> dict[str, Any]:
+  """What a record says of its run before it is computed."""
   split = p.data.splits[run.split]
   shown = p.wording.prompt.hashes if p.wording else {}
   return {
@@ -123,7 +124,7 @@ def _common(p: Prepared, run: Run) -> dict[str, Any]:
   tuned = configs.grid(p.config) or 'eval_every' in p.fitted
   return {
     'id': run_id(p, run),
-    **_identity(p, run),
+    **identity(p, run),
     'tuning': 'dev' if tuned else 'fixed',
     'cut': p.data.cut,
     'trained': p.trained,
