@@ -45,6 +45,7 @@ def default() -> ConfigDict:
       'program': '',  # Stages in place of method and fit: 'lt_sft(fit=sgd(steps=40))'.
       'retries': 0,  # A collapsed or diverged run starts anew from other keys, at most so often.
       'grid': dict.fromkeys(VARIED, ()),  # Values tried by each run, chosen on dev.
+      'halving': 0,  # Of a grid the best 1/halving on dev go on at each rung; 0: all of them.
       'dtype': 'float32',  # Of the frozen weights; int8 takes the extra fewshot[int8].
       'dropout': 0.0,
       'out': '',  # The folder of the records; runs/<name> when empty.

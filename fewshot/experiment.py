@@ -119,6 +119,16 @@ def failed(p: Prepared, run: Run, cause: str) -> dict[str, Any]:
   }
 
 
+def stopped(p: Prepared, run: Run, step: int, dev: Mapping[str, float]) -> dict[str, Any]:
+  """The record of a point of a grid that did worse on dev than others and stopped at a step."""
+  n = p.config.dev_k * len(p.task.classes)
+  return failed(p, run, f'stopped at step {step}: others of the grid did better on dev') | {
+    'chosen': False,
+    'status': 'stopped',
+    'scores': {'dev_accuracy': _proportion(dev['score'], n)},
+  }
+
+
 def _common(p: Prepared, run: Run) -> dict[str, Any]:
   """What a record says of its run, whatever came of it."""
   tuned = configs.grid(p.config) or 'eval_every' in p.fitted

@@ -317,6 +317,11 @@ def _check(config: ConfigDict, fit: fits.Fit) -> None:
       f'config.retries={config.retries} is at least 0, and 0 beside a grid, whose other points are '
       'there, or a program'
     )
+  if config.halving and (config.halving < 2 or not grid):
+    raise FewshotError(
+      f'config.halving={config.halving} keeps one in so many points of a grid; give a grid, and 2 '
+      'or more, or 0'
+    )
   missing = [name for name in grid if name not in fit.varies]
   if missing:
     raise FewshotError(f'{config.fit} has no {missing[0]} that a grid could vary')

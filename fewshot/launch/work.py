@@ -14,10 +14,12 @@ from fewshot import checkpoint, engine, experiment, parallel, programs, records,
 from fewshot import sweep as sweeps
 from fewshot.engine import Options, Programs, Progress
 from fewshot.errors import FewshotError, cause
+from fewshot.launch import halving
 from fewshot.launch.groups import Group, Planned, retried
 from fewshot.launch.keeping import Keeper
 from fewshot.logging import Log
 from fewshot.prepared import data_of, options
+from fewshot.runs import Run
 from fewshot.sweep import Result
 
 JOBS = 'jobs'
@@ -100,8 +102,9 @@ def _swept(
   device = _Device(group, out / JOBS / group.id, progress)
   retries = group.rows[0].config.retries
   todo, known = dict(group.runs), dict(done)
+  computed = _halved if group.rows[0].config.halving else _recorded
   for attempt in range(retries + 1):
-    for record, result in _recorded(device, todo, attempt, known):
+    for record, result in computed(device, todo, attempt, known):
       known[record['id']] = record
       p = todo[record['id']].row
       if p.config.checkpoints and record['status'] == 'ok' and writes:
@@ -146,6 +149,29 @@ def _recorded(
       yield from _decided(cell, todo, attempt, done)
       cell = []
   yield from _decided(cell, todo, attempt, done)
+
+
+def _halved(
+  device: '_Device', todo: Mapping[str, Planned], attempt: int, done: Mapping[str, Record]
+) -> Iterator[tuple[Record, Result]]:
+  """What is recorded of a grid whose worst points stop early; begun anew after a break."""
+  if all(records.has_result(done.get(id)) for id in todo):
+    return
+  planned = list(todo.values())
+  eta, cells = planned[0].row.config.halving, [_cell(one) for one in planned]
+  results, stopped = device.halve([one.run for one in planned], cells, eta)
+  for cell in dict.fromkeys(cells):
+    ids = [i for i, c in enumerate(cells) if c == cell]
+    last = [i for i in ids if i in results]
+    best = last[experiment.best([results[i] for i in last])]
+    for i in ids:
+      p, own = planned[i].row, planned[i].own
+      if i in stopped:
+        result = results[best]._replace(run=own)
+        yield experiment.stopped(p, own, *stopped[i]), result
+      else:
+        result = results[i]._replace(run=own)
+        yield experiment.record(p, result, [results[j] for j in last], chosen=i == best), result
 
 
 def _peers(
@@ -208,6 +234,10 @@ class _Device:
       self._pin({'runs': half, 'halved': f'{size} runs at once took more memory than there is'})
       self._programs = None
       return self._results(runs[:half], f'{name}-half')
+
+  def halve(self, runs: Sequence[Run], cells: Sequence[Any], eta: int) -> halving.Outcome:
+    """The results of a grid of which only the best on dev go to the end."""
+    return halving.halve(self._compiled(), runs, cells, eta, self._tick)
 
   def forget(self) -> None:
     """Drops what only an unfinished group needs."""

@@ -9,7 +9,7 @@ import pytest
 from fewshot import cli, engine, records, stopping
 from fewshot import config as configs
 from fewshot.errors import FewshotError
-from fewshot.launch import groups, plans, work
+from fewshot.launch import groups, halving, plans, work
 from fewshot.launch.keeping import Keeper
 from fewshot.prepared import prepare
 from fewshot.states import States
@@ -296,3 +296,29 @@ def test_the_status_of_a_folder(place, capsys):
   assert cli.main(['status', 'runs/tiny']) == 0
   assert '3 of 4 runs' in capsys.readouterr().out
   assert len(plans.read(place / 'runs/tiny')) == 2
+
+
+def test_halving_drops_the_worst_on_dev_and_keeps_the_rest_as_they_were(place):
+  workplace.config(place, LONG)
+  grid = ['--config.grid.lr=(0.0,0.001,0.01,0.1)', '--config.dev_k=2', '--config.engine.runs=3']
+  assert cli.main([*RUN, *grid, '--out', 'runs/whole']) == 0
+  assert cli.main([*RUN, *grid, '--config.halving=2']) == 0
+  whole = {r['id']: r for r in plain(place, 'whole')}
+  found = plain(place, 'tiny')
+  assert [r['id'] for r in found] == list(whole)
+  for split in (0, 1):
+    of = [r for r in found if r['split']['seed'] == split]
+    assert sorted(r['status'] for r in of)[:1] == ['ok'] or of[0]['status'] == 'collapsed'
+    assert [r['cause'] for r in of if r['status'] == 'stopped'].count(
+      'stopped at step 5: others of the grid did better on dev'
+    ) == 2
+    assert sum(r['status'] == 'stopped' for r in of) == 3
+    (best,) = [r for r in of if r['chosen']]
+    assert best['curve'] == pytest.approx(whole[best['id']]['curve'], abs=1e-5)
+    assert best['predictions'] == whole[best['id']]['predictions']
+
+
+def test_halving_keeps_the_highest_score_then_the_lowest_loss():
+  devs = {0: (0.5, 1.0), 1: (0.5, 0.5), 2: (0.9, float('nan')), 3: (0.2, 0.1), 4: (0.1, 9.0)}
+  named = {i: {'score': s, 'loss': x} for i, (s, x) in devs.items()}
+  assert halving._best([0, 1, 2, 3, 4], 'aaaab', named, eta=2) == {0, 1, 4}
