@@ -58,7 +58,7 @@ def default() -> ConfigDict:
         'remat': 'off',
         'runs': 0,  # At once; 0 for as many as memory holds.
       },
-      'wandb': {'mode': 'disabled', 'project': 'fewshot'},  # online, offline or disabled.
+      **_dashboards(),
     }
   )
   return config.lock()
@@ -99,9 +99,23 @@ def episodes() -> ConfigDict:
       },
       'seed': 0,  # Of the backbone and of the training episodes.
       'out': '',  # The folder of the records; runs/<name> when empty.
+      **_dashboards(),
     }
   )
   return config.lock()
+
+
+def _dashboards() -> dict[str, Any]:
+  """Where numbers are shown as well, see docs/logging.md."""
+  return {
+    'wandb': {
+      'mode': 'disabled',  # online, offline or disabled.
+      'project': 'fewshot',
+      'group': '',  # What joins several experiments.
+      'tags': '',  # 'first, second'.
+    },
+    'tensorboard': False,  # Writes out/tensorboard.
+  }
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> list[ConfigDict]:

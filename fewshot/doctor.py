@@ -16,6 +16,7 @@ PACKAGES = {
   'matplotlib': 'plots',
   'qwix': "int8 weights: pip install -e '.[int8]'",
   'wandb': "dashboards: pip install -e '.[wandb]'",
+  'tensorboardX': "dashboards: pip install -e '.[tensorboard]'",
   'tensorflow-datasets': "data sets: pip install -e '.[data]'",
 }  # fmt: skip
 

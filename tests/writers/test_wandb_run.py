@@ -1,0 +1,164 @@
+"""wandb's writer, with wandb: an offline run read back from its file, and endpoints that fail."""
+
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewshot import writers
+from fewshot.writers import base
+from tests.writers import reading
+
+wandb = pytest.importorskip('wandb')
+
+ROWS = [
+  {'task': 'toy', 'method': 'linear()', 'mean': 0.75, 'std': None, 'n': 1, 'test_items': (8,)},
+  {'task': 'toy', 'method': 'ia3()', 'mean': None, 'std': None, 'n': 0, 'test_items': ()},
+]
+MARKDOWN = '| method | accuracy |\n| --- | ---: |\n| `linear()` | 75.0 % |\n'
+
+
+def records(file: Path) -> list[Any]:
+  """The records of a .wandb file, as wandb's own messages: a log in the format of LevelDB.
+
+  Blocks of 32 KiB hold chunks of (crc32, length, kind), kind 1 a whole record, 2 to 4 the first,
+  middle and last part of one; seven bytes of wandb's come first.
+  """
+  from wandb.proto import wandb_internal_pb2
+
+  data, at, parts, found = file.read_bytes(), 7, b'', []
+  assert data[:4] == b':W&B'
+  while at + 7 <= len(data):
+    if 32768 - at % 32768 < 7:  # No chunk begins in the last bytes of a block.
+      at += 32768 - at % 32768
+      continue
+    crc, length, kind = struct.unpack('<IHB', data[at : at + 7])
+    chunk = data[at + 7 : at + 7 + length]
+    assert crc == zlib.crc32(bytes([kind]) + chunk)
+    parts, at = parts + chunk, at + 7 + length
+    if kind in (1, 4):
+      found.append(wandb_internal_pb2.Record.FromString(parts))
+      parts = b''
+  return found
+
+
+def of_kind(found: list[Any], kind: str) -> list[Any]:
+  return [getattr(r, kind) for r in found if r.WhichOneof('record_type') == kind]
+
+
+def values(items: Any) -> dict[str, Any]:
+  return {'/'.join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+
+
+@pytest.fixture(scope='module')
+def offline(tmp_path_factory):
+  """The folder of an offline run of two records, the records of its file, and what was said."""
+  folder = tmp_path_factory.mktemp('offline')
+  with pytest.MonkeyPatch.context() as patch:
+    reading.plant(folder, patch)
+    patch.setenv('WANDB_BASE_URL', 'http://127.0.0.1:9')  # Nothing listens there.
+    patch.chdir(folder)
+    out = Path('runs/toy')
+    out.mkdir(parents=True)
+    changes = {'wandb__mode': 'offline', 'wandb__group': 'sweep 7', 'wandb__tags': 'one, two'}
+    log = writers.open_log(out, [reading.config(**changes, k=k) for k in (4, 8)])
+    log.event('timings', run='a', seconds=1.5)
+    log.scalars('training 1', 40, {'loss': 0.125})
+    log.record(reading.record(curve=[1 / (1 + i) for i in range(500)]))
+    log.record(reading.record(id='f' * 16, status='failed', scores={}, curve=None))
+    log.table(ROWS, MARKDOWN)
+    log.close()
+    leaks = reading.leaks(out)
+  (file,) = out_of(folder).glob('wandb/offline-run-*/run-*.wandb')
+  return out_of(folder), records(file), leaks
+
+
+def out_of(folder: Path) -> Path:
+  return folder / 'runs' / 'toy'
+
+
+def test_an_offline_run_has_config_group_and_tags(offline):
+  _, found, _ = offline
+  (run,) = of_kind(found, 'run')
+  assert (run.project, run.run_group, list(run.tags)) == ('fewshot', 'sweep 7', ['one', 'two'])
+  assert (run.display_name, run.host) == ('toy', '')
+  config = values(run.config.update)
+  assert config['k'] == [4, 8] and config['task'] == 'trec' and 'out' not in config
+
+
+def test_its_history_has_curves_thinned_and_scores(offline):
+  _, found, _ = offline
+  history = [values(h.item) for h in of_kind(found, 'history')]
+  name = 'linear() lr=0.01 split 3 seed 0 beefbe'
+  curve = [(h['step'], h[f'loss/{name}']) for h in history if f'loss/{name}' in h]
+  assert len(curve) == base.POINTS and curve[0] == (0, 1) and curve[-1] == (499, 1 / 500)
+  assert all(loss == pytest.approx(1 / (1 + step)) for step, loss in curve)
+  assert [h[f'accuracy/{name}'] for h in history if f'accuracy/{name}' in h] == [0.5]
+  assert [(h['step'], h[k]) for h in history for k in h if k == 'loss/training 1'] == [(40, 0.125)]
+  assert [h['timings/seconds'] for h in history if 'timings/seconds' in h] == [1.5]
+  metrics = {m.name or m.glob_name: m.step_metric for m in of_kind(found, 'metric')}
+  assert metrics['loss/*'] == 'step'
+
+
+def test_its_summary_has_the_means(offline):
+  summary: dict[str, Any] = {}
+  for s in of_kind(offline[1], 'summary'):
+    summary |= values(s.update)
+  assert summary['mean/toy linear()'] == 0.75
+  assert not any('ia3' in k for k in summary)
+
+
+def test_its_tables_are_files_of_the_run(offline):
+  out, _, _ = offline
+  (table,) = out.glob('wandb/*/files/media/table/table_*.table.json')
+  (runs,) = out.glob('wandb/*/files/media/table/runs_*.table.json')
+  table, runs = json.loads(table.read_text()), json.loads(runs.read_text())
+  assert table['columns'] == ['task', 'method', 'mean', 'std', 'n']
+  assert table['data'] == [['toy', 'linear()', 0.75, None, 1], ['toy', 'ia3()', None, None, 0]]
+  rows = [dict(zip(runs['columns'], row, strict=True)) for row in runs['data']]
+  assert [(r['id'], r['status'], r['accuracy'], r['lr']) for r in rows] == [
+    ('beef' * 4, 'ok', 0.5, 0.01),
+    ('f' * 16, 'failed', None, 0.01),
+  ]
+
+
+def test_the_final_table_is_an_artifact_named_from_the_working_folder(offline):
+  out, found, _ = offline
+  (artifact,) = of_kind(found, 'artifact')
+  assert artifact.type == 'table' and artifact.name.endswith('-table')
+  assert artifact.description == MARKDOWN
+  rows = json.loads(artifact.metadata)['rows']
+  assert [r['mean'] for r in rows] == [0.75, None] and 'test_items' not in rows[0]
+  (entry,) = artifact.manifest.contents
+  assert entry.path == 'table.md' and entry.local_path.startswith('runs/toy/wandb/offline-run-')
+  assert (out.parent.parent / entry.local_path).read_text() == MARKDOWN
+
+
+def test_nothing_of_it_tells_of_this_machine(offline):
+  out, _, leaks = offline
+  assert leaks == []
+  assert len([p for p in out.rglob('*') if p.is_file()]) >= 4
+
+
+def test_an_artifact_outside_of_the_working_folder_has_no_file(tmp_path, monkeypatch):
+  told = []
+
+  class Run:
+    id, dir, step, summary = 'abc', str(tmp_path), 0, {}
+
+    def log_artifact(self, artifact):
+      told.append(artifact)
+
+  monkeypatch.chdir('/')
+  monkeypatch.setattr(Path, 'cwd', lambda: tmp_path / 'elsewhere')
+  from fewshot.writers.wandb_run import WandbRun
+
+  writer = WandbRun.__new__(WandbRun)
+  monkeypatch.setattr(writer, '_run', Run(), raising=False)
+  monkeypatch.setattr(writer, '_show', lambda *a: None)
+  writer.table(ROWS, MARKDOWN)
+  (artifact,) = told
+  assert not artifact.manifest.entries and artifact.description == MARKDOWN
