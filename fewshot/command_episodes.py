@@ -13,6 +13,7 @@ from fewshot.episodic import Experiment, prepare, run
 from fewshot.errors import FewshotError
 from fewshot.launch import plans, worker
 from fewshot.launch.claims import Claim
+from fewshot.writers import Log, open_log
 
 
 def run_all(todo: Sequence[Any], folder: Path, fresh: bool, as_json: bool, minutes: float) -> int:
@@ -30,11 +31,13 @@ def run_all(todo: Sequence[Any], folder: Path, fresh: bool, as_json: bool, minut
   for e in experiments:
     if e.id in there:
       note(f'{_title(e)}: recorded before')
-  jobs = _jobs(experiments, folder, end)
+  log = open_log(folder, todo)
+  jobs = _jobs(experiments, folder, end, log)
   try:
     with stopping.on_signal():
       plans.write(folder, jobs)
       worker.work(jobs, folder)
+    return show(folder, as_json, log)
   except KeyboardInterrupt:
     note('interrupted: the same command goes on from the last saved step')
     return 130
@@ -45,10 +48,13 @@ def run_all(todo: Sequence[Any], folder: Path, fresh: bool, as_json: bool, minut
     if as_json:
       print(json.dumps(episode_tables.as_json(episode_tables.cells(records.read_if_any(folder)))))
     return stopping.UNFINISHED
-  return show(folder, as_json)
+  finally:
+    log.close()
 
 
-def _jobs(experiments: Sequence[Experiment], folder: Path, end: float | None) -> list[worker.Job]:
+def _jobs(
+  experiments: Sequence[Experiment], folder: Path, end: float | None, log: Log
+) -> list[worker.Job]:
   """A job for the rows of each training, for they share its folder."""
   kept: dict[str, Any] = {}
   rows: dict[str, list[Experiment]] = {}
@@ -61,7 +67,7 @@ def _jobs(experiments: Sequence[Experiment], folder: Path, end: float | None) ->
     def run_members(done: worker.Done, held: Claim) -> None:
       for e in members:
         if e.id not in done:
-          _run_one(e, folder, end, kept, held)
+          _run_one(e, folder, end, kept, held, log)
 
     label = ', '.join(dict.fromkeys(methods.spell(e.learner) for e in members))
     missing = lambda done: sum(id not in done for id in ids)  # noqa: E731
@@ -71,14 +77,15 @@ def _jobs(experiments: Sequence[Experiment], folder: Path, end: float | None) ->
 
 
 def _run_one(
-  e: Experiment, folder: Path, end: float | None, kept: dict[str, Any], held: Claim
+  e: Experiment, folder: Path, end: float | None, kept: dict[str, Any], held: Claim, log: Log
 ) -> None:
   """Trains, tests and records a row; raises `Stopped` where the time is over, or a signal came."""
   left = max((end - time.monotonic()) / 60, 1e-3) if end else 0.0
-  record = run(e, folder, left, _Ticker(e, held), kept)
+  record = run(e, folder, left, _Ticker(e, held, log), kept)
   if record is None:
     raise stopping.Stopped
-  records.append(folder, record, once=True)
+  if records.append(folder, record, once=True):
+    log.record(record)
   s = record['scores']['accuracy']
   got = record['status']
   if s['value'] is not None:
@@ -111,9 +118,11 @@ def dry_run(todo: Sequence[Any], as_json: bool) -> int:
   return 0
 
 
-def show(folder: Path, as_json: bool) -> int:
-  """Writes table.md anew from the records and prints the table."""
+def show(folder: Path, as_json: bool, log: Log | None = None) -> int:
+  """Writes table.md anew from the records, and prints and logs the table."""
   found = episode_tables.write(folder)
+  if log:
+    log.table(episode_tables.as_json(found), episode_tables.render_markdown(found))
   if as_json:
     print(json.dumps(episode_tables.as_json(found)))
   else:
@@ -128,14 +137,16 @@ def _title(e: Experiment) -> str:
 
 
 class _Ticker:
-  """Says every half minute how far a training is and when it ends."""
+  """Logs a training's loss; says every half minute how far it is and when it ends."""
 
-  def __init__(self, e: Experiment, held: Claim) -> None:
+  def __init__(self, e: Experiment, held: Claim, log: Log) -> None:
+    self._log, self._run = log, f'training {e.training[:6]}'
     self._steps, self._title, self._held = e.config.train.steps, _title(e), held
     self._start = self._said = time.monotonic()
     self._first: int | None = None
 
   def __call__(self, step: int, loss: float) -> None:
+    self._log.scalars(self._run, step, {'loss': loss})
     now = time.monotonic()
     self._held.says = f'step {step:,} of {self._steps:,}'
     if self._first is None:  # It compiled and resumed until now.

@@ -66,7 +66,9 @@ class Experiment(NamedTuple):
   @property
   def id(self) -> str:
     """The name of the run."""
-    return records.run_id({'config': configs.as_dict(self.config), 'hashes': self.hashes})
+    shown = ('wandb', 'tensorboard')  # Dashboards do not change a result.
+    config = {k: v for k, v in configs.as_dict(self.config).items() if k not in shown}
+    return records.run_id({'config': config, 'hashes': self.hashes})
 
 
 def prepare(todo: Sequence[ConfigDict]) -> list[Experiment]:
