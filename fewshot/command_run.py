@@ -36,14 +36,14 @@ def _run_splits(
   _join(todo)
   from fewshot import experiment, parallel, preflight
   from fewshot.launch.groups import groups
-  from fewshot.logging import open_log
   from fewshot.prepared import prepare
+  from fewshot.writers import open_log
 
   prepared = prepare(todo)
   if not parallel.writes():
     return _follow(prepared, folder, fresh)
   records.prepare(folder)
-  log = open_log(folder, todo[0].name, todo[0].wandb, configs.as_dict(todo[0]))
+  log = open_log(folder, todo)
   note(f'{todo[0].name}: {len(todo)} rows, records in {folder}', style='bold')
   preflight.disk(prepared, folder)
   _show_preflight(prepared)
@@ -59,11 +59,12 @@ def _run_splits(
   except stopping.Stopped:
     note(f'asked to end: {_kept(folder)}')
     return stopping.UNFINISHED
+  else:
+    if kept:
+      note(f'{kept} runs were recorded before and not run again; --fresh runs them anew')
+    return _finish(folder, as_json, log)
   finally:
     log.close()
-  if kept:
-    note(f'{kept} runs were recorded before and not run again; --fresh runs them anew')
-  return _finish(folder, as_json)
 
 
 def _kept(folder: Path) -> str:
@@ -77,15 +78,14 @@ def _execute(todo: Sequence[Any], folder: Path, log: Any, profile: bool) -> int:
   from fewshot.launch import plans, work, worker
 
   done = records.Tail(folder).read()
-  kept = sum(len(g.runs) for g in todo) - sum(len(work.remaining(g, done)) for g in todo)
+  left = sum(len(work.remaining(g, done)) for g in todo)
   dtype = todo[0].rows[0].config.dtype.replace('int8', 'float32')  # What int8 is multiplied as.
   traced = profiling.profile(folder / 'profile', dtype) if profile else contextlib.nullcontext()
-  left = sum(len(work.remaining(g, done)) for g in todo)
   with traced, stopping.on_signal(), Bars(left) as bars:
     jobs = [_job(g, folder, log, bars) for g in todo]
     plans.write(folder, jobs)
     worker.work(jobs, folder)
-  return kept
+  return sum(len(g.runs) for g in todo) - left
 
 
 def _job(group: Any, folder: Path, log: Any, bars: Bars) -> Any:
@@ -218,8 +218,9 @@ def _join(todo: Sequence[Any]) -> None:
     parallel.join_hosts()
 
 
-def _finish(folder: Path, as_json: bool) -> int:
+def _finish(folder: Path, as_json: bool, log: Any) -> int:
   rows = tables.write(folder)
+  log.table([_row_as_json(r) for r in rows], tables.render_markdown(rows))
   if as_json:
     print(json.dumps([_row_as_json(r) for r in rows]))
   else:

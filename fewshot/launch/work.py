@@ -17,10 +17,10 @@ from fewshot.errors import FewshotError, cause
 from fewshot.launch import halving
 from fewshot.launch.groups import Group, Planned, retried
 from fewshot.launch.keeping import Keeper
-from fewshot.logging import Log
 from fewshot.prepared import data_of, options
 from fewshot.runs import Run
 from fewshot.sweep import Result
+from fewshot.writers import Log
 
 JOBS = 'jobs'
 Record = dict[str, Any]
