@@ -43,6 +43,11 @@ class Log:
     for w in self._writers:
       w.table(rows, markdown)
 
+  def flush(self) -> None:
+    """All so far is to be seen."""
+    for w in self._writers:
+      w.flush()
+
   def close(self) -> None:
     """Nothing more will come; dashboards are waited for as long as they go on, see `Behind`."""
     for w in self._writers:

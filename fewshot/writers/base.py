@@ -24,6 +24,9 @@ class MetricWriter(Protocol):
   def table(self, rows: Sequence[Mapping[str, Any]], markdown: str) -> None:
     """The final table: its rows as dicts of one set of keys, and as it is read."""
 
+  def flush(self) -> None:
+    """All so far is to be seen; asked for when nothing waits to be written."""
+
   def close(self) -> None:
     """Nothing more will come."""
 

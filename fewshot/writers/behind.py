@@ -22,12 +22,9 @@ class Behind:
   line on stderr, as is the number of calls that were dropped because the queue was full.
   """
 
-  def __init__(
-    self, name: str, make: Callable[[], MetricWriter],
-    queued: int = QUEUED, patience: float = PATIENCE, limit: float = LIMIT,
-  ) -> None:  # fmt: skip
-    self._name, self._make, self._patience, self._limit = name, make, patience, limit
-    self._calls: queue.Queue[Callable[[MetricWriter], None] | None] = queue.Queue(queued)
+  def __init__(self, name: str, make: Callable[[], MetricWriter]) -> None:
+    self._name, self._make = name, make
+    self._calls: queue.Queue[Callable[[MetricWriter], None] | None] = queue.Queue(QUEUED)
     self._asked = self._served = 0
     self._started = self._over = False  # When it is over, nothing more is asked of the writer.
     self._thread = threading.Thread(target=self._serve, name=f'fewshot-{name}', daemon=True)
@@ -49,9 +46,12 @@ class Behind:
     """Queued."""
     self._put(lambda writer: writer.table(rows, markdown))
 
+  def flush(self) -> None:
+    """Nothing to do: the thread does so whenever the queue is empty."""
+
   def close(self) -> None:
     """Waits until all is written, as long as something is; then goes on without the rest."""
-    end = time.monotonic() + self._limit
+    end = time.monotonic() + LIMIT
     room = self._wait(end, lambda: not self._calls.full())
     with contextlib.suppress(queue.Full):
       self._calls.put_nowait(None)
@@ -69,13 +69,13 @@ class Behind:
         self._calls.put_nowait(call)
 
   def _wait(self, end: float, done: Callable[[], bool]) -> bool:
-    """Whether it is done before the end, and before `patience` is over without progress."""
+    """Whether it is done before the end, and before PATIENCE is over without progress."""
     served, since = self._served, time.monotonic()
     while not done():
       now = time.monotonic()
       if self._served != served or not self._started:
         served, since = self._served, now
-      if now > end or now - since > self._patience:
+      if now > end or now - since > PATIENCE:
         return False
       self._thread.join(0.02)
     return True
@@ -86,6 +86,8 @@ class Behind:
       self._started = True
       while (call := self._calls.get()) is not None and not self._over:
         call(writer)
+        if self._calls.empty():
+          writer.flush()
         self._served += 1
       if not self._over:
         writer.close()

@@ -44,6 +44,9 @@ class Jsonl:
     """The rows; as it is read, the table is in table.md."""
     self._write({'event': 'table', 'rows': list(rows)})
 
+  def flush(self) -> None:
+    """Nothing to do: every line is flushed."""
+
   def close(self) -> None:
     """Ends the file."""
     with contextlib.suppress(OSError):  # What a full disk kept in the buffer has been reported.

@@ -33,9 +33,8 @@ class TensorBoard:
     self._add('', step, *_scalars({f'{kind}/{k}': v for k, v in base.numbers(fields).items()}))
 
   def scalars(self, run: str, step: int, values: Mapping[str, float]) -> None:
-    """A point of each curve of a run, to be seen at once."""
+    """A point of each curve of a run."""
     self._add(run, step, *_scalars(values))
-    self._going[run].flush()
 
   def record(self, record: Mapping[str, Any]) -> None:
     """The run's folder, closed when this returns: there may be thousands."""
@@ -52,6 +51,11 @@ class TensorBoard:
   def table(self, rows: Sequence[Mapping[str, Any]], markdown: str) -> None:
     """The table as a text."""
     self._add('', 0, summary.text('table', markdown))
+
+  def flush(self) -> None:
+    """The open files to disk."""
+    for file in self._going.values():
+      file.flush()
 
   def close(self) -> None:
     """Ends the files."""

@@ -9,6 +9,7 @@ import wandb
 
 from fewshot.writers import base
 
+TOGETHER = 50  # Curves.
 PLAIN = (str, int, float, bool, type(None))
 RUN = ('id', 'model', 'method', 'fit', 'task', 'seed', 'status', 'cause', 'trained')
 
@@ -32,7 +33,7 @@ class WandbRun:
     wandb.setup(wandb.Settings(silent=True))
     if online and not wandb.login(prompt=False):  # `init` would ask for a key.
       raise ConnectionError('there is no key; run wandb login, or take mode=offline')
-    self._name, self._runs = name, list[dict[str, Any]]()
+    self._runs, self._curves = list[dict[str, Any]](), dict[str, dict[int, float]]()
     self._run = wandb.init(
       project=options['project'], name=name, mode=options['mode'], dir=str(out.resolve()),
       group=options['group'] or None, tags=[t.strip() for t in options['tags'].split(',') if t],
@@ -52,13 +53,22 @@ class WandbRun:
     self._run.log({f'{k}/{run}': v for k, v in values.items()} | {'step': step})
 
   def record(self, record: Mapping[str, Any]) -> None:
-    """The curve, point by point, and the scores."""
+    """The scores; the curve follows with those of the records that come at once."""
     run, scores = base.label(record), base.scores(record)
-    for step, loss in base.thinned(record.get('curve')):
-      self.scalars(run, step, {'loss': loss})
+    self._curves[run] = dict(base.thinned(record.get('curve')))
+    if len(self._curves) == TOGETHER:
+      self.flush()
     self._run.log({f'{k}/{run}': v for k, v in scores.items()})
     told = {k: record.get(k) for k in RUN} | {'split': record['split']['seed']}
     self._runs.append(told | dict(record.get('hyper') or {}) | scores)
+
+  def flush(self) -> None:
+    """The curves that wait: a row of wandb's for a step of all, for every row costs as much."""
+    curves, self._curves = self._curves, {}
+    for step in sorted({step for c in curves.values() for step in c}):
+      self._run.log(
+        {f'loss/{run}': c[step] for run, c in curves.items() if step in c} | {'step': step}
+      )
 
   def table(self, rows: Sequence[Mapping[str, Any]], markdown: str) -> None:
     """The table to look at, its means as the summary, and the artifact.
@@ -81,6 +91,7 @@ class WandbRun:
 
   def close(self) -> None:
     """The table of the runs, and the end."""
+    self.flush()
     if self._runs:
       self._show('runs', self._runs)
     self._run.finish()

@@ -5,7 +5,14 @@ import time
 
 import pytest
 
+from fewshot.writers import behind
 from fewshot.writers.behind import Behind
+
+
+@pytest.fixture
+def limits(monkeypatch):
+  """Sets how much waits, and how long close does."""
+  return lambda **values: [monkeypatch.setattr(behind, k, v) for k, v in values.items()]
 
 
 class Calls:
@@ -25,6 +32,9 @@ class Calls:
 
   def table(self, rows, markdown):
     self.told.append((rows, markdown))
+
+  def flush(self):
+    pass
 
   def close(self):
     self.told.append('closed')
@@ -70,14 +80,15 @@ def test_one_that_does_not_start_is_left_out(capsys):
   assert err == 'fewshot: it is left out from here on ([Errno 28] No space left on device)\n'
 
 
-def test_one_that_hangs_is_left_behind_and_calls_never_wait(capsys):
+def test_one_that_hangs_is_left_behind_and_calls_never_wait(capsys, limits):
   never = threading.Event()
 
   class Hung(Calls):
     def record(self, record):
       never.wait()
 
-  writer = Behind('it', Hung, queued=5, patience=0.2)
+  limits(QUEUED=5, PATIENCE=0.2)
+  writer = Behind('it', Hung)
   start = time.monotonic()
   for _ in range(100):
     writer.record({})
@@ -89,14 +100,15 @@ def test_one_that_hangs_is_left_behind_and_calls_never_wait(capsys):
   never.set()
 
 
-def test_one_that_hangs_in_close_is_left_behind(capsys):
+def test_one_that_hangs_in_close_is_left_behind(capsys, limits):
   never = threading.Event()
 
   class Hung(Calls):
     def close(self):
       never.wait()
 
-  writer = Behind('it', Hung, patience=0.1)
+  limits(PATIENCE=0.1)
+  writer = Behind('it', Hung)
   writer.record({})
   writer.close()
   said = capsys.readouterr().err
@@ -104,7 +116,7 @@ def test_one_that_hangs_in_close_is_left_behind(capsys):
   never.set()
 
 
-def test_one_that_is_slow_is_waited_for_and_what_was_dropped_is_counted(capsys):
+def test_one_that_is_slow_is_waited_for_and_what_was_dropped_is_counted(capsys, limits):
   go = threading.Event()
 
   class Slow(Calls):
@@ -114,7 +126,8 @@ def test_one_that_is_slow_is_waited_for_and_what_was_dropped_is_counted(capsys):
       super().record(record)
 
   calls = Slow()
-  writer = Behind('it', lambda: calls, queued=4, patience=0.3)
+  limits(QUEUED=4, PATIENCE=0.3)
+  writer = Behind('it', lambda: calls)
   writer.record({'id': 0})
   while not writer._calls.empty():  # The first is with the writer, four wait, four are dropped.
     time.sleep(0.001)
@@ -126,12 +139,13 @@ def test_one_that_is_slow_is_waited_for_and_what_was_dropped_is_counted(capsys):
   assert capsys.readouterr().err == 'fewshot: it was too slow: 4 calls were dropped\n'
 
 
-def test_one_that_goes_on_forever_is_left_behind_at_the_limit(capsys):
+def test_one_that_goes_on_forever_is_left_behind_at_the_limit(capsys, limits):
   class Endless(Calls):
     def record(self, record):
       time.sleep(0.05)
 
-  writer = Behind('it', Endless, patience=10, limit=0.3)
+  limits(LIMIT=0.3)
+  writer = Behind('it', Endless)
   for _ in range(1000):
     writer.record({})
   start = time.monotonic()

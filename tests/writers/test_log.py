@@ -7,7 +7,7 @@ import pytest
 
 from fewshot import cli, writers
 from fewshot.errors import FewshotError
-from fewshot.writers import jsonl
+from fewshot.writers import behind, jsonl
 from tests.robustness import workplace
 from tests.writers import reading
 
@@ -94,6 +94,8 @@ def test_a_run_with_every_dashboard_tells_nothing_of_this_machine(tmp_path, monk
   workplace.enter(tmp_path, monkeypatch)
   workplace.config(tmp_path, workplace.CHEAP[1:])
   reading.plant(tmp_path, monkeypatch)
+  monkeypatch.setattr(behind, 'PATIENCE', 60)  # Whatever else the machine does.
+  monkeypatch.setattr(behind, 'LIMIT', 60)
   for name in ('HTTP_PROXY', 'HTTPS_PROXY', 'WANDB_BASE_URL'):
     monkeypatch.setenv(name, 'http://127.0.0.1:9')  # Nothing listens there.
   asked = ['--config.wandb.mode=offline', '--config.tensorboard=True', '--config.splits=(0,)']

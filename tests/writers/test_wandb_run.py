@@ -1,7 +1,14 @@
 """wandb's writer, with wandb: an offline run read back from its file, and endpoints that fail."""
 
+import http.server
 import json
+import os
+import re
+import socket
 import struct
+import subprocess
+import sys
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -9,11 +16,12 @@ from typing import Any
 import pytest
 
 from fewshot import writers
-from fewshot.writers import base
+from fewshot.writers import base, behind
 from tests.writers import reading
 
 wandb = pytest.importorskip('wandb')
 
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
   {'task': 'toy', 'method': 'linear()', 'mean': 0.75, 'std': None, 'n': 1, 'test_items': (8,)},
   {'task': 'toy', 'method': 'ia3()', 'mean': None, 'std': None, 'n': 0, 'test_items': ()},
@@ -59,6 +67,8 @@ def offline(tmp_path_factory):
   folder = tmp_path_factory.mktemp('offline')
   with pytest.MonkeyPatch.context() as patch:
     reading.plant(folder, patch)
+    patch.setattr(behind, 'PATIENCE', 60)  # Whatever else the machine does.
+    patch.setattr(behind, 'LIMIT', 60)
     patch.setenv('WANDB_BASE_URL', 'http://127.0.0.1:9')  # Nothing listens there.
     patch.chdir(folder)
     out = Path('runs/toy')
@@ -162,3 +172,68 @@ def test_an_artifact_outside_of_the_working_folder_has_no_file(tmp_path, monkeyp
   writer.table(ROWS, MARKDOWN)
   (artifact,) = told
   assert not artifact.manifest.entries and artifact.description == MARKDOWN
+
+
+ONLINE = """
+import sys
+from pathlib import Path
+from fewshot import writers
+from tests.writers import reading
+log = writers.open_log(Path(sys.argv[1]), [reading.config(wandb__mode='online')])
+log.record(reading.record())
+log.close()
+print('over')
+"""
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+  """An endpoint that knows no key."""
+
+  def do_POST(self) -> None:
+    self.rfile.read(int(self.headers.get('Content-Length', 0)))
+    answer = b'{"error": "permission denied"}'
+    self.send_response(401)
+    self.send_header('Content-Type', 'application/json')
+    self.send_header('Content-Length', str(len(answer)))
+    self.end_headers()
+    self.wfile.write(answer)
+
+  do_GET = do_POST
+
+  def log_message(self, *args: Any) -> None:
+    pass
+
+
+@pytest.mark.slow
+def test_online_without_a_key_or_an_endpoint_costs_a_line_and_no_run(tmp_path):
+  hung = socket.create_server(('127.0.0.1', 0))  # Takes connections and never answers.
+  refusing = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Refusing)
+  threading.Thread(target=refusing.serve_forever, daemon=True).start()
+  address = lambda port: {'WANDB_BASE_URL': f'http://127.0.0.1:{port}'}  # noqa: E731
+  key = {'WANDB_API_KEY': reading.KEY}
+  cases = {
+    'no key': address(9),
+    'no endpoint': key | address(9),
+    'no answer': key | address(hung.getsockname()[1]),
+    'bad key': key | address(refusing.server_address[1]),
+  }
+  running = {}
+  for case, env in cases.items():
+    out = tmp_path / case
+    out.mkdir()
+    clean = {k: v for k, v in os.environ.items() if not k.startswith('WANDB_')}
+    clean |= {'HOME': str(tmp_path), 'NO_PROXY': '127.0.0.1', **env}
+    running[case] = subprocess.Popen(
+      [sys.executable, '-c', ONLINE, str(out)], cwd=ROOT, env=clean, text=True,
+      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+  said = {}
+  for case, process in running.items():
+    done, said[case] = process.communicate(timeout=100)
+    assert (process.returncode, done) == (0, 'over\n'), said[case]
+    assert [line['event'] for line in reading.lines(tmp_path / case)] == ['run']
+    assert re.fullmatch(r'fewshot: wandb (is left out|does not finish).*\n', said[case]), said[case]
+    assert reading.KEY not in said[case]
+  refusing.shutdown()
+  hung.close()
+  assert 'there is no key; run wandb login' in said['no key']
