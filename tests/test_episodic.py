@@ -149,6 +149,14 @@ def test_what_a_backbone_cannot_serve_is_refused_before_it_trains(changes, messa
     episodic.prepare([config(**changes)])
 
 
+def test_dashboards_do_not_change_a_run_and_ids_of_before_hold():
+  (plain,) = episodic.prepare([config()])
+  assert plain._replace(config=config(wandb__mode='offline', tensorboard=True)).id == plain.id
+  before = configs.as_dict(plain.config)
+  del before['wandb'], before['tensorboard']  # Configs had neither.
+  assert plain.id == records.run_id({'config': before, 'hashes': plain.hashes})
+
+
 def test_command_runs_resumes_and_shows(tmp_path, capsys):
   path = write(tmp_path / 'c.py', "[{'test.shot': 1}, {'learner': 'nearest_centroid()',"
                " 'train.learner': 'protonet()'}]")  # fmt: skip
@@ -159,6 +167,11 @@ def test_command_runs_resumes_and_shows(tmp_path, capsys):
   assert main(['run', path, '--out', out, '--json']) == 0
   cells = json.loads(capsys.readouterr().out)
   assert [c['learner'] for c in cells] == ['protonet()', 'nearest_centroid()']
+  lines = [json.loads(t) for t in (tmp_path / 'out/log.jsonl').read_text().splitlines()]
+  assert [x['event'] for x in lines] == ['scalars'] * 3 + ['run'] * 2 + ['table']
+  assert [x['step'] for x in lines[:3]] == [1, 2, 3] and all(x['loss'] > 0 for x in lines[:3])
+  found = [r['scores']['accuracy']['value'] for r in records.read(out)]
+  assert [x['accuracy'] for x in lines[3:5]] == [r['value'] for r in lines[5]['rows']] == found
   table = (tmp_path / 'out/table.md').read_bytes()
   assert main(['run', path, '--out', out]) == 0
   assert 'recorded before' in capsys.readouterr().err
