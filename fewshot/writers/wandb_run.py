@@ -102,9 +102,9 @@ class WandbRun:
 
     It is bound to the run here: `log` would make an artifact of it, of a file in the home folder.
     """
-    columns = [k for k in dict.fromkeys(k for r in rows for k in r)
-               if all(isinstance(r.get(k), PLAIN) for r in rows)]  # fmt: skip
-    data = [[r.get(k) for k in columns] for r in rows]
+    keys = dict.fromkeys(k for r in rows for k in r)
+    columns: list[str | int] = [k for k in keys if all(isinstance(r.get(k), PLAIN) for r in rows)]
+    data = [[r.get(str(k)) for k in columns] for r in rows]
     table = wandb.Table(columns, data, allow_mixed_types=True)
     table.bind_to_run(self._run, key, self._run.step)
     self._run.log({key: table})

@@ -89,7 +89,7 @@ def test_a_sweep_is_logged_with_the_values_of_all_its_rows(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_with_every_dashboard_tells_nothing_of_this_machine(tmp_path, monkeypatch, capsys):
-  pytest.importorskip('wandb')
+  wandb = pytest.importorskip('wandb')
   pytest.importorskip('tensorboardX')
   workplace.enter(tmp_path, monkeypatch)
   workplace.config(tmp_path, workplace.CHEAP[1:])
@@ -100,6 +100,7 @@ def test_a_run_with_every_dashboard_tells_nothing_of_this_machine(tmp_path, monk
     monkeypatch.setenv(name, 'http://127.0.0.1:9')  # Nothing listens there.
   asked = ['--config.wandb.mode=offline', '--config.tensorboard=True', '--config.splits=(0,)']
   assert cli.main(['run', 'config.py', *asked]) == 0
+  wandb.teardown()  # As at the end of a process: the files are whole.
   assert 'left' not in capsys.readouterr().err
   out = tmp_path / 'runs' / 'tiny'
   assert list(out.glob('wandb/offline-run-*/run-*.wandb'))

@@ -1,5 +1,6 @@
 """wandb's writer, with wandb: an offline run read back from its file, and endpoints that fail."""
 
+import gzip
 import http.server
 import json
 import os
@@ -81,6 +82,7 @@ def offline(tmp_path_factory):
     log.record(reading.record(id='f' * 16, status='failed', scores={}, curve=None))
     log.table(ROWS, MARKDOWN)
     log.close()
+    wandb.teardown()  # As at the end of a process: the file's last block is written.
     leaks = reading.leaks(out)
   (file,) = out_of(folder).glob('wandb/offline-run-*/run-*.wandb')
   return out_of(folder), records(file), leaks
@@ -151,6 +153,83 @@ def test_nothing_of_it_tells_of_this_machine(offline):
   out, _, leaks = offline
   assert leaks == []
   assert len([p for p in out.rglob('*') if p.is_file()]) >= 4
+
+
+class Receiving(http.server.BaseHTTPRequestHandler):
+  """As much of a wandb server as `wandb sync` asks for; `server.sent` has what came."""
+
+  def do_POST(self) -> None:
+    body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
+    if self.headers.get('Content-Encoding') == 'gzip':
+      body = gzip.decompress(body)
+    answer: dict[str, Any] = {}
+    if self.path == '/graphql':
+      asked = json.loads(body)
+      name, given = asked['query'].split('(')[0].split()[-1], asked.get('variables', {})
+      self.server.sent.setdefault(name, given)  # Later ones change a few things.
+      answer = {'data': self.answer(name, given)}
+    elif self.path.endswith('file_stream'):
+      for file, part in json.loads(body).get('files', {}).items():
+        self.server.sent.setdefault(file, []).extend(part['content'])
+    else:
+      self.server.sent[self.path] = body.decode()
+    text = json.dumps(answer).encode()
+    self.send_response(200)
+    self.send_header('Content-Type', 'application/json')
+    self.send_header('Content-Length', str(len(text)))
+    self.end_headers()
+    self.wfile.write(text)
+
+  do_GET = do_PUT = do_POST
+
+  def answer(self, name: str, asked: Any) -> dict[str, Any]:
+    if name == 'UpsertBucket':
+      project = {'id': 'p', 'name': 'fewshot', 'entity': {'id': 'e', 'name': 'me'}}
+      bucket = {'id': 'r', 'name': asked['name'], 'config': '{}', 'project': project}
+      return {'upsertBucket': {'bucket': bucket, 'inserted': True}}
+    if name == 'CreateArtifact':  # COMMITTED: its file need not be sent.
+      sequence = {'id': 's', 'latestArtifact': {'id': 'a', 'versionIndex': 0}}
+      artifact = {'id': 'a', 'state': 'COMMITTED', 'artifactSequence': sequence}
+      return {'createArtifact': {'artifact': artifact}}
+    if name == 'CreateRunFiles':
+      to = f'http://127.0.0.1:{self.server.server_address[1]}/'
+      files = [{'name': f, 'uploadUrl': to + f} for f in asked['files']]
+      return {'createRunFiles': {'runID': 'r', 'uploadHeaders': [], 'files': files}}
+    return {}
+
+  def log_message(self, *args: Any) -> None:
+    pass
+
+
+@pytest.mark.slow
+def test_wandb_reads_the_offline_run_and_sends_all_of_it(offline, tmp_path):
+  out, _, _ = offline
+  server: Any = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Receiving)
+  server.sent = {}
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  address = f'http://127.0.0.1:{server.server_address[1]}'
+  env = {k: v for k, v in os.environ.items() if not k.startswith('WANDB_')}
+  env |= {'HOME': str(tmp_path), 'WANDB_API_KEY': reading.KEY, 'WANDB_BASE_URL': address}
+  (run,) = out.glob('wandb/offline-run-*')
+  synced = subprocess.run(
+    [sys.executable, '-m', 'wandb', 'sync', str(run.relative_to(out.parents[1]))],
+    cwd=out.parents[1], env=env | {'NO_PROXY': '127.0.0.1'}, capture_output=True, text=True,
+    timeout=100,
+  )  # fmt: skip
+  server.shutdown()
+  assert synced.returncode == 0 and 'Finished syncing' in synced.stderr, synced.stderr
+  sent = server.sent
+  bucket, artifact = sent['UpsertBucket'], sent['CreateArtifact']['input']
+  assert (bucket['groupName'], bucket['tags']) == ('sweep 7', ['one', 'two'])
+  assert (bucket['displayName'], bucket['project']) == ('toy', 'fewshot')
+  assert json.loads(bucket['config'])['k'] == {'value': [4, 8]}
+  assert not bucket.get('host') and not bucket.get('repo')
+  rows = [json.loads(r) for r in sent['wandb-history.jsonl']]
+  assert sum('loss/linear() lr=0.01 split 3 seed 0 beefbe' in r for r in rows) == base.POINTS
+  assert json.loads(sent['/wandb-summary.json'])['mean/toy linear()'] == 0.75
+  tables = [json.loads(v) for k, v in sent.items() if k.startswith('/media/table/table_')]
+  assert tables[0]['data'][0] == ['toy', 'linear()', 0.75, None, 1]
+  assert (artifact['artifactTypeName'], artifact['description']) == ('table', MARKDOWN)
 
 
 def test_an_artifact_outside_of_the_working_folder_has_no_file(tmp_path, monkeypatch):
