@@ -126,7 +126,7 @@ def test_the_start_of_a_method_is_traced_once(small):
 def test_results_say_what_they_cost(whole):
   for r in whole:
     assert r.memory['bytes'] > 0 and r.timings['seconds'] > 0
-    assert r.timings['chunk_runs'] == 5
+    assert r.timings['chunk_runs'] == 5 and r.timings['step_flops'] > 0
     np.testing.assert_allclose(5 * r.timings['seconds'], r.timings['chunk_seconds'])
     assert r.curve.shape == (4,) and r.logits.shape == (10, 3)
     np.testing.assert_allclose(r.curve[0], np.log(3), atol=1e-5)  # The head starts at zero.
