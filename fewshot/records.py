@@ -1,6 +1,7 @@
 """Result records: one JSON line per run, written so that a kill or a full disk loses no other."""
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -154,9 +155,14 @@ def read(path: str | Path, strict: bool = True) -> list[dict[str, Any]]:
     ) from error
   if lines.pop():
     _warn(f'{file} line {len(lines) + 1} is torn (no newline) and skipped; its run is not counted')
+  collecting = gc.isenabled()
+  gc.disable()  # What is parsed has no cycles; looking for some takes a third of the time.
+  try:
+    parsed = [_parse(line) for line in lines]
+  finally:
+    (gc.enable if collecting else gc.disable)()
   found = []
-  for number, line in enumerate(lines, 1):
-    record, problem = _parse(line)
+  for number, (record, problem) in enumerate(parsed, 1):
     if not problem:
       found.append(record)
     elif strict:
