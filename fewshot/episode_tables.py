@@ -45,14 +45,22 @@ def cells(found: Iterable[Record]) -> list[Cell]:
   Of a repeated id the last counts.  Records of another ledger or pool are another setting.
   """
   found = list(found)
-  for i, r in enumerate(found):
-    if odd := [k for k in NEEDED if not isinstance(r.get(k), NEEDED[k])]:
-      raise FewshotError(f'record {i + 1} has no sound {odd[0]}; mend or remove that line')
+  check(found)
   latest = {r['id']: r for r in found}
   groups: dict[tuple[Any, ...], list[Record]] = {}
   for r in latest.values():
     groups.setdefault((r['task'], setting(r), tuple(sorted(decided_by(r).items()))), []).append(r)
   return [cell for group in groups.values() for cell in _compared(group)]
+
+
+def check(found: Iterable[Record]) -> None:
+  """Refuses a record without one of the fields that every record of episodes has.
+
+  >>> check([])
+  """
+  for i, r in enumerate(found):
+    if odd := [k for k in NEEDED if not isinstance(r.get(k), NEEDED[k])]:
+      raise FewshotError(f'record {i + 1} has no sound {odd[0]}; mend or remove that line')
 
 
 def setting(record: Record) -> str:

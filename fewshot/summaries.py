@@ -1,5 +1,6 @@
 """Sums up result records: one row per method, every run counted."""
 
+import functools
 import re
 import statistics
 import sys
@@ -132,16 +133,25 @@ def _chosen(cell: list[Record]) -> list[Record]:
 
 
 def _spelling(record: Record) -> tuple[str, str]:
-  method, fit = record['method'], record.get('fit', '')
-  for path, value in (record.get('hyper') or {}).items():
-    name = path.rpartition('.')[2]
-    shown = f'{name}={"dev" if record.get("tuning") == "dev" else value}'
+  dev = record.get('tuning') == 'dev'
+  shown = ((k.rpartition('.')[2], 'dev' if dev else str(v)) for k, v in
+           (record.get('hyper') or {}).items())  # fmt: skip
+  return _spelled(
+    record['method'], record.get('fit', ''), tuple(shown), record.get('objective', '')
+  )
+
+
+@functools.cache  # The runs of a sweep are many, their spellings few.
+def _spelled(
+  method: str, fit: str, hyper: tuple[tuple[str, str], ...], objective: str
+) -> tuple[str, str]:
+  for name, value in hyper:
+    shown = f'{name}={value}'
     setting = re.compile(rf'\b{re.escape(name)}=[^,()]*')
     if not setting.search(method + fit):
       fit = f'{fit} {shown}'.strip()
     literal = shown.replace('\\', r'\\')
     method, fit = setting.sub(literal, method), setting.sub(literal, fit)
-  objective = record.get('objective', '')
   return method, f'{objective} by {fit}' if objective else fit
 
 
@@ -156,18 +166,33 @@ def accuracies(members: Iterable[Record]) -> tuple[list[float], str]:
   >>> accuracies(runs)
   ([0.5, 0.75], 'split-std')
   """
+  values, kind = by_unit(members)
+  return list(values.values()), kind
+
+
+def by_unit(members: Iterable[Record]) -> tuple[dict[Any, float], str]:
+  """The same accuracies by the split, or seed, that each is of: what a paired test needs.
+
+  >>> by_unit([{'split': {'seed': 7}, 'seed': s, 'scores': {'accuracy': {'value': 0.5}}}
+  ...          for s in (0, 1)])
+  ({0: 0.5, 1: 0.5}, 'seed-std')
+  """
   members = list(members)
   kind = 'split-std' if len({m['split'].get('seed') for m in members}) > 1 else 'seed-std'
   found: dict[Any, list[float]] = {}
   for member in members:
-    value = _accuracy(member)
+    value = accuracy(member)
     if value is not None:
       unit = member['split'].get('seed') if kind == 'split-std' else member['seed']
       found.setdefault(unit, []).append(value)
-  return [statistics.fmean(values) for values in found.values()], kind
+  return {unit: statistics.fmean(values) for unit, values in found.items()}, kind
 
 
-def _accuracy(record: Record) -> float | None:
+def accuracy(record: Record) -> float | None:
+  """The accuracy of a run; None of one that failed or has none.
+
+  >>> accuracy({'status': 'failed', 'scores': {}})
+  """
   if record.get('status') == 'failed':
     return None
   value = _score(record, 'accuracy').get('value')
@@ -179,7 +204,7 @@ def _score(record: Record, name: str) -> Mapping[str, Any]:
 
 
 def _row(key: Key, members: list[Record]) -> Row:
-  scored = [member for member in members if _accuracy(member) is not None]
+  scored = [member for member in members if accuracy(member) is not None]
   values, kind = accuracies(members)
   seconds = _given((member['timings'] or {}).get('seconds') for member in scored)
   chunk = _largest([member.get('memory') or {} for member in scored])
@@ -295,8 +320,17 @@ def _is_count(value: Any) -> bool:
 
 def usable(path: str | Path) -> list[dict[str, Any]]:
   """The records that a run could have written; others are left out with a warning line."""
+  return sound(records.read(path, strict=False), path)
+
+
+def sound(known: Iterable[dict[str, Any]], path: str | Path) -> list[dict[str, Any]]:
+  """Those of the records of `path` that are not malformed; a warning line for each that is.
+
+  >>> sound([], 'runs/none')
+  []
+  """
   found = []
-  for i, record in enumerate(records.read(path, strict=False), 1):
+  for i, record in enumerate(known, 1):
     if field := malformed(record):
       print(
         f'fewshot: record {i} of {path} is left out: its field {field} is not what a run writes',

@@ -2,21 +2,23 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fewshot import records
 from fewshot.errors import FewshotError
-from fewshot.summaries import Row, sections, summarise, usable
+from fewshot.summaries import Record, Row, sections, summarise, usable
 
 if TYPE_CHECKING:
   from rich.console import Console
 
 __all__ = [
-  'Row', 'caption', 'percent', 'render_markdown', 'render_terminal', 'runs', 'sections',
+  'Row', 'as_json', 'caption', 'percent', 'render_markdown', 'render_terminal', 'runs', 'sections',
   'summarise', 'title', 'write',
 ]  # fmt: skip
 NONE = '–'
+DRAWN = 60  # Rows that a picture can show.
 TEXTS = ('method', 'fit')
 
 
@@ -293,10 +295,25 @@ def _memory_cell(row: Row, section: Sequence[Row]) -> str:
   return f'{row.memory / 2**20:,.1f} MiB{of}'
 
 
-def write(path: str | Path, mixed: bool = False) -> list[Row]:
-  """Writes `table.md` and `accuracy.png` into a run's folder from the records in it.
+def as_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
+  """The rows as plain dicts.
+
+  >>> as_json([Row('vit', 'digits', 16, 'linear()', trained=1, total=4)])[0]['percent']
+  25.0
+  """
+  return [asdict(row) | {'percent': row.percent} for row in rows]
+
+
+def write(
+  path: str | Path, known: Sequence[Record] | None = None, mixed: bool = False
+) -> list[Row]:
+  """Writes `table.md` and, of up to 60 rows, `accuracy.png` into a run's folder.
 
   Unreadable lines are skipped with a warning, so that what is finished can be looked at.
+
+  Args:
+    known: the records of the folder, where they were read already.
+    mixed: as in `summarise`.
 
   Raises:
     FewshotError: there is no record, records cannot be compared (see `summarise`), or a file
@@ -308,11 +325,14 @@ def write(path: str | Path, mixed: bool = False) -> list[Row]:
   """
   from fewshot import plots
 
-  known = usable(path)
+  known = usable(path) if known is None else known
   if not known:
     raise FewshotError(f'no finished run in {path}; run an experiment into this folder first')
   folder = Path(path) if Path(path).is_dir() else Path(path).parent
   rows = summarise(known, mixed=mixed)
   records.replace(folder / 'table.md', render_markdown(rows).encode())
-  plots.accuracy(rows, known, folder / 'accuracy.png')
+  if len(rows) <= DRAWN:
+    plots.accuracy(rows, known, folder / 'accuracy.png')
+  else:
+    (folder / 'accuracy.png').unlink(missing_ok=True)  # It would be one of fewer rows.
   return rows
