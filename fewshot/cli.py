@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from fewshot import __version__, arguments
+from fewshot import __version__, arguments, table_options
 from fewshot.errors import FewshotError, nearest
 
 
@@ -112,9 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_listings(command: arguments.Command) -> None:
-  table = command('table', _table, 'rebuild the table of a run from its records alone')
-  table.add_argument('folder', help='a folder with a records.jsonl')
-  table.add_argument('--json', action='store_true', help='print one JSON value as the last line')
+  table_options.add(command('table', _table, 'rebuild the table of runs from their records alone'))
 
   overlap = command('overlap', _overlap, 'compare what tasks and splits choose to train')
   overlap.add_argument('config', help='its tasks and splits; config keys are set as for run')
@@ -176,9 +174,13 @@ def _add_files(command: arguments.Command) -> None:
 
 def _table(args: argparse.Namespace, rest: list[str]) -> None:
   del rest
-  from fewshot import command_run
+  from fewshot import command_table
 
-  command_run.show_table(args.folder, args.json)
+  asked = table_options.given(args)
+  if asked or len(args.folders) > 1:
+    command_table.show(args.folders, args.json, **(table_options.DEFAULTS | asked))
+  else:
+    command_table.again(args.folders[0], args.json)
 
 
 def _overlap(args: argparse.Namespace, rest: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`fewshot run` and `fewshot table`: preflight, the runs with their progress, and the table."""
+"""`fewshot run`: preflight, the runs with their progress, and the table."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshot import config as configs
-from fewshot import episode_tables, records, stopping, summaries, tables
+from fewshot import records, stopping, summaries, tables
 from fewshot.console import Bars, note, stdout
 from fewshot.errors import FewshotError
 
@@ -177,20 +177,6 @@ def _planned(plan: dict[str, Any], as_json: bool) -> dict[str, Any]:
   return plan
 
 
-def show_table(folder: str, as_json: bool) -> None:
-  """Rebuilds table.md and accuracy.png of a run from its records, and prints the table."""
-  if episode_tables.of_episodes(records.read(folder)):
-    from fewshot import command_episodes
-
-    command_episodes.show(Path(folder), as_json)
-    return
-  rows = tables.write(folder)
-  if as_json:
-    print(json.dumps([_row_as_json(r) for r in rows]))
-  else:
-    tables.render_terminal(rows, stdout)
-
-
 def _follow(prepared: Sequence[Any], folder: Path, fresh: bool) -> int:
   """What a process does that shares the runs and leaves the records to the first one."""
   from fewshot.launch import work
@@ -220,9 +206,9 @@ def _join(todo: Sequence[Any]) -> None:
 
 def _finish(folder: Path, as_json: bool, log: Any) -> int:
   rows = tables.write(folder)
-  log.table([_row_as_json(r) for r in rows], tables.render_markdown(rows))
+  log.table(tables.as_json(rows), tables.render_markdown(rows))
   if as_json:
-    print(json.dumps([_row_as_json(r) for r in rows]))
+    print(json.dumps(tables.as_json(rows)))
   else:
     tables.render_terminal(rows, stdout)
     note(f'written: {folder}/{{records.jsonl, table.md, accuracy.png, log.jsonl}}')
@@ -230,12 +216,6 @@ def _finish(folder: Path, as_json: bool, log: Any) -> int:
   if failed:
     note(f'{failed} runs failed; their records say why (field cause)')
   return int(failed > 0)
-
-
-def _row_as_json(row: tables.Row) -> dict[str, Any]:
-  import dataclasses
-
-  return dataclasses.asdict(row) | {'percent': row.percent}
 
 
 def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fewshot import command_run, leaks, records, stopping
+from fewshot import command_run, command_table, leaks, records, stopping
 from fewshot import config as configs
 from fewshot.console import note, stderr, stdout
 from fewshot.errors import FewshotError
@@ -63,7 +63,7 @@ def _processes(worker: Worker, n: int, as_json: bool) -> int:
   if status not in (0, 1):
     note(f'a worker ended with status {status}; see {folder}/{launchers.LOGS}')
     return status
-  command_run.show_table(str(folder), as_json)
+  command_table.again(str(folder), as_json)
   return status
 
 
