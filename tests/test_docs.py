@@ -54,7 +54,7 @@ def test_prompting(tmp_path: Path) -> None:
 def test_tables(tmp_path: Path) -> None:
   names = run_blocks('docs/tables.md', tmp_path)
   assert names['cell'].of('mean') == 0.7 and names['groups'] == ['a', 'b']
-  assert names['curve'] == pytest.approx([0.6525, 0.67375, 0.6859765625])
+  assert names['curve'] == pytest.approx([0.6525, 0.670625, 0.6859765625])
 
 
 def test_the_systems_that_docs_name_are_spelled() -> None:
