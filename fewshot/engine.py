@@ -229,7 +229,7 @@ def fit_and_score(
     'score_seconds': done - fitted,
     'compile_seconds': programs.seconds,
     # Of one run, as the compiler counts; the program is that of one device.
-    'step_flops': each['flops'] * max(place.runs, place.share) / len(padded),
+    'step_flops': cost(programs.advance)['flops'] * max(place.runs, place.share) / len(padded),
   }
   return scored, np.asarray(place.unfold(carry['curve'])) if has_curve else None, timings
 
