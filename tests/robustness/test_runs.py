@@ -35,7 +35,7 @@ def test_a_run_writes_its_files_and_repeats_itself(place, capsys):
   assert str(place) not in ''.join((folder / n).read_text() for n in names if 'png' not in n)
   assert (folder / 'accuracy.png').read_bytes().startswith(b'\x89PNG')
   events = [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
-  assert [e['event'] for e in events] == ['run', 'timings'] * FOUR
+  assert [e['event'] for e in events] == [*['run', 'timings'] * FOUR, 'table']
 
   assert cli.main([*RUN, '--out', 'runs/again']) == 0
   assert comparable(place, 'again') == comparable(place)
