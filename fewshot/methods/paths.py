@@ -17,6 +17,7 @@ from fewshot.errors import FewshotError, brief
 from fewshot.methods.spelling import Made, spell, spelled
 
 T = TypeVar('T')
+REPEATS = 6  # In a row, in a pattern.
 
 
 class Selection(NamedTuple):
@@ -66,8 +67,8 @@ def at(pattern: str) -> Selection:
   >>> at('.*/(query|value)').of(['attn/query', 'attn/key'])
   ['attn/query']
   """
-  compiled = _compiled(pattern)
-  return Selection(lambda path: compiled.fullmatch(path) is not None)
+  found = compiled(pattern)
+  return Selection(lambda path: found.fullmatch(path) is not None)
 
 
 def selection(where: Where) -> Selection:
@@ -131,11 +132,53 @@ def keystr(keys: Any) -> str:
   return jax.tree_util.keystr(keys, simple=True, separator='/')
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
+def compiled(pattern: str) -> re.Pattern[str]:
+  """A regular expression that is matched in little time, whoever wrote it.
+
+  What repeats a group that repeats or chooses, as (a+)+ or (a|a)+, may take time exponential in the
+  length of a path, and each further repetition multiplies the time by that length.
+
+  Raises:
+    FewshotError: it is none, or may take so long.
+
+  >>> compiled('(a+)+!')
+  Traceback (most recent call last):
+  fewshot.errors.FewshotError: '(a+)+!' repeats what repeats or chooses; write it without that
+  """
+  often = _repetitions(pattern)
+  if often > REPEATS:
+    raise FewshotError(f'{pattern[:80]!r} has {often} repetitions in a row; at most {REPEATS}')
   try:
     return re.compile(pattern)
   except (re.error, RecursionError, OverflowError) as e:
     raise FewshotError(f'{pattern[:80]!r} is not a regular expression: {e}') from None
+
+
+def _repetitions(pattern: str) -> int:
+  """How many repetitions stand in a row, at most; a repeated group that has some is refused."""
+  plain = re.sub(r'\\.|\[\^?\]?(?:\\.|[^\]\\])*\]', 'x', pattern, flags=re.DOTALL)
+  groups = [[0, 0, 0]]  # Of each open one: in a row so far, at most before a bar, bars.
+  closed = 0  # Whether the last token closed a group that repeats or chooses.
+  for token in re.findall(r'\{\d*,?\d*\}|.', plain, re.DOTALL):
+    if token in '*+' or (len(token) > 1 and token != '{}'):
+      if closed:
+        raise FewshotError(
+          f'{pattern[:80]!r} repeats what repeats or chooses; write it without that'
+        )
+      groups[-1][0] += 1
+    elif token == '(':
+      groups.append([0, 0, 0])
+    elif token == '|':
+      row, most, bars = groups[-1]
+      groups[-1] = [0, max(row, most), bars + 1]
+    closed = 0
+    if token == ')' and len(groups) > 1:
+      row, most, bars = groups.pop()
+      closed = max(row, most) + bars
+      groups[-1][0] += max(row, most)
+      groups[-1][2] += bars
+  row, most, _ = groups[0]
+  return max(row, most)
 
 
 def _binary(left: Selection, op: str, right: Selection) -> str:

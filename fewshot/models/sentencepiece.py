@@ -4,6 +4,7 @@ A vocabulary is a list of pieces with scores.  A BPE model merges, again and aga
 neighbours whose union scores highest; a Unigram model takes the segmentation of the largest sum.
 """
 
+import itertools
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ from fewshot.errors import FewshotError
 from fewshot.models.weights.files import regular
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # Types of pieces.
-LARGEST = 512 << 20  # Bytes of a tokenizer's file.
+LARGEST = 16 << 20  # Bytes of a tokenizer's file; those of 256,000 pieces have 5 MB.
+ENTRIES = 5 << 18  # Fields of a model; those of 256,000 pieces have a million.
+LETTERS = 4 << 20  # Of all pieces, among which merges are looked for.
 SPACE = '▁'
 LONGEST = 1000  # Characters of a piece; to look for merges takes the square.
 
@@ -49,6 +52,8 @@ def build(pieces: Sequence[Piece], spec: Spec, first: Sequence[Any] = ()) -> Tok
     raise FewshotError('the vocabulary has no unknown piece; the file is damaged')
   if any(len(p.text) > LONGEST or p.score != p.score for p in pieces):
     raise FewshotError(f'a piece is longer than {LONGEST} or scores NaN; the file is damaged')
+  if not spec.unigram and sum(len(p.text) for p in pieces) > LETTERS:
+    raise FewshotError(f'the pieces have more than {LETTERS} letters; the file is damaged')
   fallback = any(p.type == BYTE for p in pieces)
   if spec.unigram:
     model: Any = models.Unigram([(p.text, p.score) for p in pieces], unknown, fallback)
@@ -98,14 +103,15 @@ def merges(pieces: Sequence[Piece]) -> Iterator[tuple[str, str]]:
 def read_model(path: Path) -> tuple[list[Piece], Spec]:
   """The pieces of a spiece.model or tokenizer.model, and how its text is prepared."""
   pieces, trainer, normalizer = [], {}, {}
-  for field, value in _fields(path.read_bytes()):
+  left = itertools.count(-ENTRIES)
+  for field, value in _fields(path.read_bytes(), left):
     if field == 1:
-      entry = dict(_fields(value))
+      entry = dict(_fields(value, left))
       pieces.append(Piece(entry[1].decode(), _float(entry.get(2, bytes(4))), entry.get(3, NORMAL)))
     elif field == 2:
-      trainer = dict(_fields(value))
+      trainer = dict(_fields(value, left))
     elif field == 3:
-      normalizer = dict(_fields(value))
+      normalizer = dict(_fields(value, left))
   kind = trainer.get(3, 1)
   if not pieces or kind not in (1, 2):
     raise FewshotError(f'{path.parent.name}/{path.name} is no Unigram or BPE model')
@@ -117,8 +123,8 @@ def read_model(path: Path) -> tuple[list[Piece], Spec]:
   )
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-  """The fields of a protocol buffer: numbers as int, all else as bytes."""
+def _fields(data: bytes, left: Iterator[int]) -> Iterator[tuple[int, Any]]:
+  """The fields of a protocol buffer, numbers as int, all else as bytes; while some are left."""
   at = 0
 
   def number() -> int:
@@ -133,6 +139,8 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
         return value
 
   while at < len(data):
+    if next(left) >= 0:
+      raise FewshotError(f'the SentencePiece model has more than {ENTRIES} fields')
     tag = number()
     field, wire = tag >> 3, tag & 7
     if wire == 0:
@@ -160,7 +168,7 @@ def read_llama2c(path: Path) -> list[Piece]:
     while at < len(data):
       score, size = struct.unpack_from('<fi', data, at)
       at += 8 + size
-      if size < 0 or at > len(data):
+      if size < 0 or at > len(data) or len(pieces) >= ENTRIES >> 2:
         raise ValueError
       pieces.append(Piece(data[at - size : at].decode().replace(' ', SPACE), score))
     if len(pieces) < 259:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 
 from fewshot.errors import FewshotError, nearest
 from fewshot.models import sentencepiece as sp
-from fewshot.models.weights.files import regular
+from fewshot.models.weights.files import json_of, regular
 from fewshot.models.weights.hf import read_json
 
 # How texts are split before merges apply, by GGUF's names.
@@ -29,6 +28,15 @@ SPLITS = {
   'smollm': GPT2,  # After its digits are parted.
   'llama-bpe': LLAMA3,
   'qwen2': LLAMA3.replace('{1,3}', ''),
+}
+ENTRIES = 1 << 20  # Of a vocabulary; the largest have a quarter of it.
+# Bytes at most.
+LARGEST = {
+  'tokenizer.json': 128 << 20,
+  'vocab.txt': 32 << 20,
+  'merges.txt': 32 << 20,
+  'spiece.model': sp.LARGEST,
+  'tokenizer.model': sp.LARGEST,
 }
 # What SentencePiece's families put around a text.
 AROUND = {
@@ -56,7 +64,7 @@ def read(folder: Path, kind: str) -> tuple[Tokenizer, str] | None:
   for name, reader in READERS.items():
     file = folder / name
     if file.exists():
-      regular(file, sp.LARGEST)
+      regular(file, LARGEST[name])
       with _library(f'{folder.name}: {name}'):
         found = _tried(reader(file, kind))
       by_file = name == 'tokenizer.json'
@@ -168,7 +176,7 @@ def _byte_level(pattern: str) -> list[Any]:
 
 
 def _wordpiece(file: Path, kind: str) -> Tokenizer:
-  words = file.read_text(encoding='utf-8').split('\n')
+  words = _lines(file)
   vocab = {word: i for i, word in enumerate(words) if word}
   lower = _config(file.parent).get('do_lower_case', True)
   first, last, unknown = ('<s>', '</s>', '<unk>') if '<s>' in vocab else ('[CLS]', '[SEP]', '[UNK]')
@@ -183,9 +191,17 @@ def _wordpiece(file: Path, kind: str) -> Tokenizer:
   return made
 
 
+def _lines(file: Path) -> list[str]:
+  """Those of a list of words or merges."""
+  data = file.read_bytes()
+  if (count := data.count(b'\n')) > ENTRIES:
+    raise FewshotError(f'{file.name} has {count} lines; a vocabulary has at most {ENTRIES}')
+  return data.decode().split('\n')
+
+
 def _merges(file: Path, kind: str) -> Tokenizer:
   vocab = read_json(file.parent / 'vocab.json')
-  lines = file.read_text(encoding='utf-8').split('\n')
+  lines = _lines(file)
   pairs = [(a, b) for a, _, b in (x.partition(' ') for x in lines if x[:8] != '#version') if b]
   ends = [t for t in ('<s>', '<pad>', '</s>', '<unk>', '<mask>', '<|endoftext|>') if t in vocab]
   if kind == 'clip':
@@ -263,13 +279,21 @@ def _config(folder: Path) -> dict[str, Any]:
 def _json(file: Path, kind: str) -> Tokenizer:
   """tokenizer.json; a prefix that not all merges have would end the process inside the library."""
   data = file.read_bytes()
+  _check_json(data)
   if re.search(rb'continuing_subword_prefix"\s*:\s*"[^"]|\\u00[4-7]', data):
-    model = json.loads(data, object_pairs_hook=_unique).get('model') or {}
+    model = json_of(data, len(data), object_pairs_hook=_unique).get('model') or {}
     prefix = model.get('continuing_subword_prefix') or ''
     pairs = [m.split(' ') if isinstance(m, str) else m for m in model.get('merges') or ()]
     if pairs and not (prefix.isascii() and all(b.startswith(prefix) for _, b in pairs)):
       raise FewshotError(f'a merge lacks the prefix {prefix!r:.20}; the tokenizer is damaged')
   return Tokenizer.from_buffer(data)
+
+
+def _check_json(data: bytes) -> None:
+  """Refuses what the library would take gigabytes for; merges are pairs, and tokens hold marks."""
+  if (count := sum(data.count(mark) for mark in (b',', b'[', b'{'))) > 4 * ENTRIES:
+    most = 4 * ENTRIES
+    raise FewshotError(f'tokenizer.json has {count} entries; a tokenizer has at most {most}')
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

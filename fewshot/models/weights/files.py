@@ -1,15 +1,22 @@
-"""Arrays out of files: read where they lie, into memory that JAX takes over without a copy."""
+"""Arrays out of files: read where they lie, into memory that JAX takes over without a copy.
 
+What else is read of files is bounded here: anybody may have written them.
+"""
+
+import json
 import math
 import stat
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
 from fewshot.errors import FewshotError
 
 ALIGNMENT = 64  # Bytes; JAX on a CPU adopts memory so aligned, and copies any other.
+DIRECTORY = 16 << 20  # Bytes of the list of a zip's members: some hundred thousand.
 
 
 def regular(path: Path, most: int | None = None) -> Path:
@@ -27,6 +34,45 @@ def regular(path: Path, most: int | None = None) -> Path:
   if most is not None and found.st_size > most:
     raise FewshotError(f'{where} has {found.st_size} bytes; a file of its kind has at most {most}')
   return path
+
+
+class _Sparing:
+  """A file of which no more than `DIRECTORY` bytes are read at once."""
+
+  def __init__(self, file: IO[bytes]) -> None:
+    self.file = file
+    self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+  def read(self, count: int = -1) -> bytes:
+    data = self.file.read(count if 0 <= count <= DIRECTORY else DIRECTORY + 1)
+    if len(data) > DIRECTORY:
+      raise zipfile.BadZipFile(f'more than {DIRECTORY:,} bytes are to be read at once')
+    return data
+
+
+def members(file: IO[bytes]) -> zipfile.ZipFile:
+  """A zip; one that says that the list of its members is endless is refused.
+
+  Raises `zipfile.BadZipFile` where it is none.
+  """
+  return zipfile.ZipFile(_Sparing(file))  # type: ignore[arg-type]
+
+
+def json_of(data: bytes, most: int, **options: Any) -> Any:
+  """A JSON value of at most `most` entries: one of a few bytes takes a hundred in memory.
+
+  Raises `ValueError` where it has more, is no JSON, or is nested beyond what Python reads.
+
+  >>> json_of(b'[[], []]', 2)
+  Traceback (most recent call last):
+  ValueError: it has more than 2 entries
+  """
+  if sum(data.count(mark) for mark in (b',', b'[', b'{')) > most:
+    raise ValueError(f'it has more than {most:,} entries')
+  try:
+    return json.loads(data, **options)
+  except RecursionError:
+    raise ValueError('it is nested too deeply') from None
 
 
 def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

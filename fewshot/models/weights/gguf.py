@@ -28,6 +28,8 @@ PLAIN: dict[str, Any] = {
   'F16': np.float16,
   'BF16': jnp.bfloat16,
 }
+HEADER, VALUES = 32 << 20, 1 << 20  # Bytes and values: large vocabularies have half as much.
+ENTRIES = 1 << 16  # Tensors, or pairs of the metadata.
 CHUNK = 1 << 22  # Numbers unpacked at a time: what unpacking takes beside the result.
 
 
@@ -45,14 +47,14 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with open(path, 'rb') as file:
       if file.read(4) != b'GGUF':
         raise ValueError('it does not begin with GGUF')
-      version, count, pairs = struct.unpack('<IQQ', _take(file, 20))
+      head = _Header(file)
+      version, count, pairs = head.unpack('<IQQ')
       if version not in (2, 3):
         raise FewshotError(f'GGUF version {version}; 2 and 3 are read')
-      meta = {}
-      for _ in range(pairs):
-        key = _text(file)
-        meta[key] = _value(file, *struct.unpack('<I', _take(file, 4)))
-      entries = [_entry(file) for _ in range(count)]
+      if max(count, pairs) > ENTRIES:
+        raise ValueError(f'it says it has {count} tensors and {pairs} pairs')
+      meta = dict(head.pair() for _ in range(pairs))
+      entries = [head.entry() for _ in range(count)]
       step = meta.get('general.alignment', 32)
       if type(step) is not int or step < 1:
         raise ValueError('its general.alignment is no number of bytes')
@@ -81,7 +83,7 @@ def _tensor(
     raise FewshotError(f'{name} is packed as {label}, which is not read; convert it, as to Q8_0')
   block, width = GGML_QUANT_SIZES[known[0]]
   count = math.prod(shape)
-  if count % block or offset + count // block * width > size:
+  if count % block or not all(shape) or offset + count // block * width > size:
     raise ValueError(f'{name} reaches beyond the file')
   if label in PLAIN:
     read = functools.partial(read_array, path, offset, shape, np.dtype(PLAIN[label]))
@@ -121,43 +123,59 @@ def _unpack(path: Path, offset: int, shape: tuple[int, ...], kind: Any) -> np.nd
   return out
 
 
-def _entry(file: IO[bytes]) -> tuple[str, tuple[int, ...], int, int]:
-  """Name, shape, kind and offset of a tensor."""
-  name = _text(file)
-  (axes,) = struct.unpack('<I', _take(file, 4))
-  if axes > 4:
-    raise ValueError(f'{name[:40]} has {axes} axes')
-  *shape, kind, offset = struct.unpack(f'<{axes}QIQ', _take(file, 8 * axes + 12))
-  return name, tuple(reversed(shape)), kind, offset
+class _Header:
+  """The beginning of a file; it has at most so many bytes and so many values, each read once."""
 
+  def __init__(self, file: IO[bytes]) -> None:
+    self.file = file
+    self.values, self.bytes = VALUES, HEADER
 
-def _value(file: IO[bytes], kind: int) -> Any:
-  if kind == STRING:
-    return _text(file)
-  if kind != ARRAY:
-    return _numbers(file, kind, 1)[0]
-  kind, count = struct.unpack('<IQ', _take(file, 12))
-  if kind in (STRING, ARRAY):
-    return [_value(file, kind) for _ in range(count)]
-  return _numbers(file, kind, count)
+  def entry(self) -> tuple[str, tuple[int, ...], int, int]:
+    """Name, shape, kind and offset of a tensor."""
+    name = self.text()
+    (axes,) = self.unpack('<I')
+    if axes > 4:
+      raise ValueError(f'{name[:40]} has {axes} axes')
+    *shape, kind, offset = self.unpack(f'<{axes}QIQ')
+    return name, tuple(reversed(shape)), kind, offset
 
+  def pair(self) -> tuple[str, Any]:
+    """A key of the metadata and its value."""
+    return self.text(), self.value(*self.unpack('<I'))
 
-def _numbers(file: IO[bytes], kind: int, count: int) -> list[Any]:
-  if kind not in SCALARS:
-    raise ValueError(f'its metadata has a value of type {kind}')
-  dtype = np.dtype(SCALARS[kind])
-  return np.frombuffer(_take(file, count * dtype.itemsize), dtype).tolist()
+  def value(self, kind: int) -> Any:
+    if kind == STRING:
+      return self.text()
+    if kind != ARRAY:
+      return self.numbers(kind, 1)[0]
+    kind, count = self.unpack('<IQ')
+    if kind in (STRING, ARRAY):
+      if count > self.values:
+        raise ValueError(f'its header has more than {VALUES:,} values')
+      return [self.value(kind) for _ in range(count)]
+    return self.numbers(kind, count)
 
+  def numbers(self, kind: int, count: int) -> list[Any]:
+    if kind not in SCALARS:
+      raise ValueError(f'its metadata has a value of type {kind}')
+    dtype = np.dtype(SCALARS[kind])
+    return np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
 
-def _text(file: IO[bytes]) -> str:
-  return _take(file, *struct.unpack('<Q', _take(file, 8))).decode(errors='replace')
+  def text(self) -> str:
+    return self.take(*self.unpack('<Q')).decode(errors='replace')
 
+  def unpack(self, layout: str) -> tuple[Any, ...]:
+    self.values -= 1
+    if self.values < 0:
+      raise ValueError(f'its header has more than {VALUES:,} values')
+    return struct.unpack(layout, self.take(struct.calcsize(layout)))
 
-def _take(file: IO[bytes], count: int) -> bytes:
-  data = file.read(count) if count < 1 << 31 else b''
-  if len(data) != count:
-    raise ValueError('it ends inside the header')
-  return data
+  def take(self, count: int) -> bytes:
+    self.bytes -= count
+    data = self.file.read(count) if self.bytes >= 0 else b''
+    if len(data) != count:
+      raise ValueError(f'it ends inside the header, or that is more than {HEADER:,} bytes')
+    return data
 
 
 def _up(n: int, step: int) -> int:

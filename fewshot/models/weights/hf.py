@@ -1,7 +1,6 @@
 """Hugging Face folders: config.json and safetensors, one file or several, float or int8."""
 
 import functools
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -13,11 +12,13 @@ import numpy as np
 import safetensors
 
 from fewshot.errors import FewshotError, brief
-from fewshot.models.weights.files import broken, empty, read_array, regular
+from fewshot.models.weights.files import broken, empty, json_of, read_array, regular
 from fewshot.models.weights.names import Tensor
 
 INDEX = 'model.safetensors.index.json'
 JSON = 64 << 20  # Bytes at most.
+ENTRIES = 1 << 20  # Of a JSON: vocabularies have some hundred thousand.
+HEADER = 16 << 20  # Bytes of a safetensors header: a hundred thousand tensors.
 DTYPES: dict[str, Any] = {
   'F64': np.float64,
   'F32': np.float32,
@@ -37,10 +38,10 @@ def read_json(path: Path) -> dict[str, Any]:
   if not os.path.exists(path):
     raise FewshotError(f'{path.name} is missing from {path.parent.name}/')
   try:
-    value = json.loads(regular(path, JSON).read_text(encoding='utf-8'))
+    value = json_of(regular(path, JSON).read_bytes(), ENTRIES)
   except FewshotError:
     raise
-  except (ValueError, RecursionError, OSError) as e:
+  except (ValueError, OSError) as e:
     raise FewshotError(f'{path.name} in {path.parent.name}/ is not readable JSON: {e}') from None
   if not isinstance(value, dict):
     raise FewshotError(f'{path.name} in {path.parent.name}/ holds no JSON object')
@@ -74,22 +75,30 @@ def tensors(folder: Path) -> dict[str, Tensor]:
   """
   found: dict[str, Tensor] = {}
   for path in files(folder):
-    part = _of_file(path)
+    part = of_file(path)
     if twice := found.keys() & part.keys():
       raise FewshotError(f'{folder.name}/ holds {brief(sorted(twice))} in more than one file')
     found |= part
   return _dequantized(found)
 
 
-def _of_file(path: Path) -> dict[str, Tensor]:
+def of_file(path: Path) -> dict[str, Tensor]:
+  """The tensors of one safetensors file, each read when it is called for.
+
+  Raises `FewshotError` for one that is missing or broken.
+  """
   regular(path)
   try:
+    with open(path, 'rb') as file:
+      size = int.from_bytes(file.read(8), 'little')
+    if size > HEADER:
+      raise ValueError(f'its header says it has {size} bytes')
     with safetensors.safe_open(path, framework='numpy'):
       pass  # It checks that the header is sound and fills the file.
     with open(path, 'rb') as file:
-      size = int.from_bytes(file.read(8), 'little')
-      header = json.loads(file.read(size))
-  except (safetensors.SafetensorError, ValueError, OSError) as e:
+      file.seek(8)
+      header = json_of(file.read(size), ENTRIES)
+  except (safetensors.SafetensorError, ValueError, OSError, MemoryError) as e:
     raise broken(path, str(e)) from None
   header.pop('__metadata__', None)
   found = {}

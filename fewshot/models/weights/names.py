@@ -4,6 +4,7 @@ A source (a Hugging Face folder, a GGUF file, ...) gives `{name: Tensor}`, read 
 table says which tensor each of our modules takes; `assemble` puts one into the other.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ class Part(NamedTuple):
 Names = Mapping[str, str | Part]  # Our module, or one leaf of it -> the checkpoint's.
 Place = Callable[[str, tuple[int, ...]], Any]  # (path, shape) -> a sharding or a device.
 
+MOST = 64  # Times as many numbers as a leaf may be stored in the tensor that it is a part of.
 # How PyTorch calls a module's leaves, the usual name first.
 LEAVES = {
   'kernel': ('weight',),
@@ -116,10 +118,19 @@ def assemble(
     raise FewshotError(f'{where} holds {brief(sorted(both))} both with a prefix and without')
   new = {}
   for path, leaf in leaves.items():
+    _check_numbers(path, plain[table[path].name].shape, leaf.shape)
     x = _turn(path, _read(path, table[path], plain), leaf, dtype)
     # Aligned host memory becomes the leaf as it is; a sharding gets each device its own part.
     new[path] = jax.device_put(x, place(path, x.shape) if place else None)
   return paths.replace(like, new)
+
+
+def _check_numbers(path: str, stored: tuple[int, ...], ours: tuple[int, ...]) -> None:
+  """Refuses before it is read what has far more numbers than the leaf: a part is taken of some."""
+  if math.prod(stored) > MOST * max(math.prod(ours), MOST):
+    raise FewshotError(
+      f'{path} is {stored} in the weights but {ours} by the config; they do not belong together'
+    )
 
 
 def _resolve(path: str, names: Names, plain: Mapping[str, Tensor]) -> Part:

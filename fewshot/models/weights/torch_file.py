@@ -20,11 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewshot.errors import FewshotError, brief
-from fewshot.models.weights.files import broken, read_array, regular
+from fewshot.models.weights.files import broken, members, read_array, regular
 from fewshot.models.weights.names import Tensor
 
 Extent = tuple[int, int]  # The first byte and the number of bytes.
-PROGRAM = 16 << 20  # Bytes of pickles at most: some hundred thousand tensors.
+PROGRAM = 16 << 20  # Bytes of pickles at most.
+OPERATIONS = 1 << 18  # Of a pickle: those of a tensor are thirty.
+ARGUMENTS = 16
 RANK = 32
 MAGIC = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # Begins the format from before PyTorch 1.6.
 DTYPES: dict[str, Any] = {
@@ -118,7 +120,7 @@ def _zipped(file: IO[bytes]) -> tuple[Any, dict[str, Extent]]:
 
   The names in the archive only look storages up; nothing is unpacked.
   """
-  with zipfile.ZipFile(file) as archive:
+  with members(file) as archive:
     infos = {info.filename: info for info in archive.infolist()}
     pickled = next((n for n in infos if n.endswith('data.pkl')), None)
     if pickled is None:
@@ -183,9 +185,11 @@ def interpret(file: IO[bytes], storages: dict[str, Storage] | None = None) -> An
   'builtins.print'
   """
   machine = _Machine({} if storages is None else storages)
-  for op, arg, _ in pickletools.genops(file):
+  for i, (op, arg, _) in enumerate(pickletools.genops(file)):
     if op.name == 'STOP':
       break
+    if i >= OPERATIONS:
+      raise FewshotError(f'the pickle has more than {OPERATIONS:,} operations; save it in parts')
     machine.step(op.name, arg)
   return machine.stack.pop()
 
@@ -257,6 +261,8 @@ def _call(stack: list[Any]) -> None:
   args, function = stack.pop(), stack.pop()
   if not isinstance(function, Name) or function not in CALLS:
     raise FewshotError(f'the pickle calls {_shown(function)}, which no state dict does; not run')
+  if type(args) is not tuple or len(args) > ARGUMENTS:
+    raise FewshotError(f'the pickle calls {function} with a {type(args).__name__} of arguments')
   stack.append(CALLS[function](*args))
 
 
