@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from fewshot.data.reading import (
   lines,
   matching,
   opened,
+  parsed,
   pool_of,
 )
 from fewshot.episodes import Pool, make_pool
@@ -82,7 +82,19 @@ def fc100(folder: str | Path | None = None, part: str = 'train', size: int = 32)
 
 def _listed(tree: Tree, split: str, part: str) -> list:
   _known(split, part)
-  return json.loads('\n'.join(lines(tree, f'split_{split}_{part}.json')))
+  found = parsed(tree, file := f'split_{split}_{part}.json')
+  pairs = isinstance(found, list) and all(_is_pair(x) for x in found)
+  if not pairs and not (split == 'fc100' and isinstance(found, list) and _are_texts(found)):
+    raise FewshotError(f'{file} is no list of pairs [superclass, class]; fetch it again')
+  return found
+
+
+def _is_pair(value: object) -> bool:
+  return isinstance(value, list) and len(value) == 2 and _are_texts(value)
+
+
+def _are_texts(values: list) -> bool:
+  return all(isinstance(x, str) for x in values)
 
 
 def _cifar(tree: Tree, name: str, pairs: Sequence[Sequence[str]], size: int) -> Pool:
@@ -112,12 +124,20 @@ def caltech101(folder: str | Path | None = None, part: str = 'all', size: int = 
     found = matching(tree, r'([^/]+)/image_\d+\.jpg')
     classes = {c: p for (c,), p in found.items() if c not in ('BACKGROUND_Google', 'Faces_easy')}
     if part != 'all':
-      split = json.loads('\n'.join(lines(tree, 'split_zhou_Caltech101.json')))
-      wanted = {path for path, *_ in split[part]}
+      wanted = _zhou(tree, 'split_zhou_Caltech101.json', part)
       tail = lambda p: '/'.join(p.split('/')[-2:])  # noqa: E731
       classes = {c: [p for p in paths if tail(p) in wanted] for c, paths in classes.items()}
       classes = {c: paths for c, paths in classes.items() if paths}
     return pool_of(f'caltech101-{part}', tree, classes, size)
+
+
+def _zhou(tree: Tree, file: str, part: str) -> set[str]:
+  """The paths of a part in CoOp's lists [path, number, class]."""
+  found = parsed(tree, file)
+  rows = found.get(part) if isinstance(found, dict) else None
+  if not isinstance(rows, list) or not all(isinstance(r, list) and _are_texts(r[:1]) for r in rows):
+    raise FewshotError(f'{file} has no list of paths for {part}; fetch it again')
+  return {row[0] for row in rows if row}
 
 
 def mini_imagenet(folder: str | Path | None = None, part: str = 'train', size: int = 84) -> Pool:
@@ -128,8 +148,11 @@ def mini_imagenet(folder: str | Path | None = None, part: str = 'train', size: i
   """
   _known('mini_imagenet', part)
   with opened(home(folder, 'mini_imagenet', 'images/ and train.csv, val.csv, test.csv')) as tree:
-    table = list(csv.DictReader(lines(tree, f'{part}.csv')))
-    if not table or not {'filename', 'label'} <= set(table[0]):
+    try:
+      table = list(csv.DictReader(lines(tree, f'{part}.csv')))
+    except csv.Error as e:
+      raise FewshotError(f'mini_imagenet: {part}.csv is no CSV: {e}; fetch it again') from None
+    if not table or not all(row.get('filename') and row.get('label') for row in table):
       raise FewshotError(f'mini_imagenet: {part}.csv lacks rows, or the columns filename and label')
     classes: dict[str, list[str]] = {}
     for row in sorted(table, key=lambda r: (r['label'], r['filename'])):
@@ -179,7 +202,7 @@ def quickdraw(
 def _bitmaps(path: Path, most: int) -> np.ndarray:
   try:
     bitmaps = np.load(path, mmap_mode='r', allow_pickle=False)
-  except (OSError, ValueError) as e:
+  except Exception as e:  # Whatever the header leads to.
     raise FewshotError(f'{path.name} is no array that can be read: {e}') from None
   if bitmaps.ndim != 2 or bitmaps.shape[1] != 784 or bitmaps.dtype != np.uint8:
     raise FewshotError(

@@ -6,9 +6,11 @@ Nothing is unpacked: members of an archive are read where they are.
 import contextlib
 import hashlib
 import io
+import math
 import os
 import re
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +22,12 @@ import numpy as np
 from fewshot import assets
 from fewshot.episodes import Pool
 from fewshot.errors import FewshotError
+from fewshot.models.weights.files import json_of
+from fewshot.models.weights.files import members as zipped
 
 LARGEST = 1 << 26  # Bytes of a file that is read; images of data sets are far smaller.
+PIXELS = 1 << 25  # Of an image; unpacked they take four bytes each, and more on the way.
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP')
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp')
 
@@ -67,13 +73,13 @@ def _reader(path: Path) -> Callable[[], bytes]:
 
 def _members(path: Path, stack: contextlib.ExitStack) -> dict[str, Entry]:
   try:
-    archive = stack.enter_context(zipfile.ZipFile(path))
+    archive = stack.enter_context(zipped(stack.enter_context(path.open('rb'))))
   except (zipfile.BadZipFile, OSError) as e:
     raise FewshotError(f'{path.name} is no zip that can be read: {e}; fetch it again') from None
   found = {}
   for info in archive.infolist():
     name = PurePosixPath(info.filename.replace('\\', '/'))
-    if name.is_absolute() or '..' in name.parts or ':' in name.parts[0]:
+    if not name.parts or name.is_absolute() or '..' in name.parts or ':' in name.parts[0]:
       raise FewshotError(f'{path.name} has a member {info.filename!r}, a path that leads out of it')
     if not info.is_dir():
       found[name.as_posix()] = Entry(_member(archive, info), f'{info.file_size} {info.CRC}')
@@ -83,8 +89,11 @@ def _members(path: Path, stack: contextlib.ExitStack) -> dict[str, Entry]:
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], bytes]:
   def read() -> bytes:
     _small(info.filename, info.file_size)
+    if info.compress_type not in PACKED:
+      raise FewshotError(f'{info.filename} is packed in a way that is not read; pack it by deflate')
     try:
-      return archive.read(info)
+      with archive.open(info) as file:  # In pieces: what is there may be more than what it says.
+        return b''.join(iter(lambda: file.read(1 << 20), b''))
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
       raise FewshotError(f'{info.filename} in a zip cannot be read: {e}; fetch it again') from None
 
@@ -98,9 +107,24 @@ def _small(name: str, size: int) -> None:
 
 def lines(tree: Tree, path: str) -> list[str]:
   """The lines of a text in the tree that are not blank."""
+  try:
+    return [line for line in _content(tree, path).decode().splitlines() if line.strip()]
+  except UnicodeDecodeError as e:
+    raise FewshotError(f'{path} is no text in UTF-8: {e}; fetch it again') from None
+
+
+def parsed(tree: Tree, path: str) -> Any:
+  """The JSON value of a file in the tree."""
+  try:
+    return json_of(_content(tree, path), LARGEST >> 6)
+  except ValueError as e:
+    raise FewshotError(f'{path} is no JSON that can be read: {e}; fetch it again') from None
+
+
+def _content(tree: Tree, path: str) -> bytes:
   if path not in tree:
     raise FewshotError(f'there is no {path} in the folder; put it there')
-  return [line for line in tree[path].read().decode().splitlines() if line.strip()]
+  return tree[path].read()
 
 
 def matching(tree: Tree, pattern: str) -> dict[tuple[str, ...], list[str]]:
@@ -129,18 +153,24 @@ def pillow() -> Any:
 def decode(data: bytes, name: str, size: int, mode: str = 'RGB') -> np.ndarray:
   """[size, size, C] uint8 of an encoded image: the middle square, by Lanczos; mode RGB or L."""
   pil = pillow()
+  bombs = pil.Image.DecompressionBombError, pil.Image.DecompressionBombWarning
   try:
-    image = pil.Image.open(io.BytesIO(data), formats=FORMATS)
+    with warnings.catch_warnings(action='error', category=bombs[1]):
+      image = pil.Image.open(io.BytesIO(data), formats=FORMATS)
+    if (pixels := math.prod(image.size)) > PIXELS:
+      raise FewshotError(f'{name} has {pixels} pixels; at most {PIXELS} are read, make it smaller')
     if image.mode.startswith('I'):  # 16 bits, which `convert` would cut at 255.
-      wide = np.asarray(image).astype(np.float64) / 257
+      wide = np.asarray(image).astype(np.float32) / 257
       image = pil.Image.fromarray(wide.round().clip(0, 255).astype(np.uint8))
     image = image.convert(mode)
-  except (OSError, ValueError, SyntaxError, pil.Image.DecompressionBombError) as e:
+  except FewshotError:
+    raise
+  except (OSError, ValueError, SyntaxError, *bombs) as e:
     raise FewshotError(f'{name} is no image that can be read: {e}; fetch it again') from None
   if image.size != (size, size):
     image = pil.ImageOps.fit(image, (size, size), pil.Image.Resampling.LANCZOS)
-  pixels = np.asarray(image)
-  return pixels if mode == 'RGB' else pixels[..., None]
+  array = np.asarray(image)
+  return array if mode == 'RGB' else array[..., None]
 
 
 def pool_of(
@@ -168,16 +198,29 @@ def pool_of(
   return cached(name, f'{size} {mode}\n{listed}\n{list(groups)}', make)
 
 
+# What a file that is no cache of ours leads to; then it is made again.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error)
+
+
+def _kept(name: str, path: Path) -> Pool:
+  """The pool of a cache; one whose parts do not fit each other is damaged."""
+  with np.load(path, allow_pickle=False) as saved:
+    counts, images = saved['counts'], saved['images']
+    starts = (np.cumsum(counts) - counts).astype(np.int32)
+    classes, groups = (tuple(map(str, saved[k])) for k in ('classes', 'groups'))
+  whole = counts.ndim == 1 and counts.dtype == np.int32 and (counts > 0).all()
+  fits = len(classes) == len(counts) and len(groups) in (0, len(classes))
+  if not (whole and fits and images.ndim == 4 and counts.sum() == len(images)):
+    raise ValueError('its parts do not fit each other')
+  return Pool(name, images, starts, counts, classes, groups)
+
+
 def cached(name: str, recipe: str, make: Callable[[], Pool]) -> Pool:
   """The pool that `make` gives, from the cache where the same recipe was made before."""
   key = hashlib.sha256(recipe.encode()).hexdigest()[:16]
   path = assets.cache_dir() / 'pools' / f'{name}-{key}.npz'
-  damage = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-  with contextlib.suppress(*damage), np.load(path, allow_pickle=False) as saved:
-    counts = saved['counts']
-    starts = (np.cumsum(counts) - counts).astype(np.int32)
-    classes, groups = (tuple(map(str, saved[k])) for k in ('classes', 'groups'))
-    return Pool(name, saved['images'], starts, counts, classes, groups)
+  with contextlib.suppress(*DAMAGE):
+    return _kept(name, path)
   pool = make()
   with contextlib.suppress(OSError):  # What is not kept is only made again.
     path.parent.mkdir(parents=True, exist_ok=True)

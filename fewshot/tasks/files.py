@@ -10,6 +10,9 @@ from typing import Any
 from fewshot.errors import FewshotError
 from fewshot.folders import home
 
+LARGEST = 256 << 20  # Bytes of a file, and of what a gzip unpacks to.
+RATIO = 40  # What a gzip may unpack to, times its size: texts have 3 to 10.
+
 
 def text(folder: str, file: str) -> str:
   """The text of `$FEWSHOT_DATA/<folder>/<file>`, or of `<file>.gz` beside it, in UTF-8.
@@ -19,8 +22,16 @@ def text(folder: str, file: str) -> str:
   path = home(None, folder, 'its files')
   try:
     if (path / file).is_file():
+      if (size := (path / file).stat().st_size) > LARGEST:
+        raise OSError(f'it has {size} bytes, more than {LARGEST}')
       return (path / file).read_bytes().decode('utf-8-sig')
-    return gzip.decompress((path / f'{file}.gz').read_bytes()).decode('utf-8-sig')
+    packed = path / f'{file}.gz'
+    most = min(LARGEST, max(1 << 20, RATIO * packed.stat().st_size))
+    with gzip.open(packed) as unpacked:
+      data = unpacked.read(most + 1)
+    if len(data) > most:
+      raise OSError(f'it unpacks to more than {most} bytes')
+    return data.decode('utf-8-sig')
   except FileNotFoundError:
     raise FewshotError(f'there is no {file} in the folder {folder}; put it there') from None
   except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e:

@@ -1,9 +1,9 @@
 """Named tasks, and one line that makes a task of a CSV or of arrays."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from fewshot.errors import FewshotError, brief, nearest
 from fewshot.tasks.base import Task, make
 from fewshot.tasks.suites import REFUSED, SUITES
 
+COLUMNS, LINE = 1000, 1 << 20  # Of a CSV, and characters of one of its lines.
 # Name -> the stem of the asset's files `<stem>-train.tab` and `<stem>-test.tab`.
 TABLES = {'newsgroups': '20newsgroups', 'reuters-r8': 'reuters-r8'}
 CLASSES = {'newsgroups': 20, 'reuters-r8': 8, 'trec': 6} | {n: s.classes for n, s in SUITES.items()}
@@ -59,12 +60,16 @@ def _read(path: Path) -> tuple[Sequence[str], list[dict[str, Any]], list[int]]:
   """The columns of a CSV, its rows, and the line of the file that each ends at."""
   try:
     with path.open(newline='', encoding='utf-8-sig') as f:
-      reader = csv.DictReader(f, delimiter='\t' if path.suffix == '.tsv' else ',')
+      reader = csv.DictReader(_short(f), delimiter='\t' if path.suffix == '.tsv' else ',')
       columns = reader.fieldnames or []
+      if len(columns) > COLUMNS:
+        raise FewshotError(f'{path.name} has {len(columns)} columns; at most {COLUMNS} are read')
       table, lines = [], []  # A cell may run over several lines of the file.
       for row in reader:
         table.append(row)
         lines.append(reader.line_num)
+        if None in row:  # Refused below; there may be millions of such cells.
+          break
   except FileNotFoundError:
     raise FewshotError(f'there is no file {path.name}') from None
   except (UnicodeDecodeError, csv.Error) as e:
@@ -74,6 +79,14 @@ def _read(path: Path) -> tuple[Sequence[str], list[dict[str, Any]], list[int]]:
   if not table:
     raise FewshotError(f'{path.name} has no rows under its header')
   return columns, table, lines
+
+
+def _short(file: IO[str]) -> Iterator[str]:
+  """The lines of a CSV; one that does not end would fill the memory."""
+  while line := file.readline(LINE):
+    if len(line) == LINE and line[-1] not in '\r\n':
+      raise csv.Error(f'a line is longer than {LINE} characters')
+    yield line
 
 
 def from_arrays(x: Any, y: Any, name: str = 'arrays', test: Any = None) -> Task:
