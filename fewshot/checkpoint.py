@@ -21,7 +21,8 @@ from fewshot import __version__, methods, models
 from fewshot.adapted import Adapted
 from fewshot.errors import FewshotError, brief
 from fewshot.methods import paths, spelling
-from fewshot.models.weights.hf import read_json
+from fewshot.models.weights.hf import of_file, read_json
+from fewshot.models.weights.names import Tensor
 from fewshot.objectives import classification
 from fewshot.tasks import prompts
 
@@ -117,8 +118,8 @@ def load(
   about = _read_about(folder)
   name, hashes, classes = about['model'], about['hashes'], tuple(about['classes'])
   try:
-    tensors = safetensors.numpy.load_file(folder / TENSORS)
-  except (OSError, safetensors.SafetensorError) as e:
+    tensors = of_file(folder / TENSORS)
+  except FewshotError as e:
     raise FewshotError(f'{folder / TENSORS} is missing or damaged ({e}); save it again') from None
   model = model or models.load(name, dtype=about['dtype'])
   known = _hashes(model)
@@ -161,13 +162,20 @@ def _read_about(folder: Path) -> dict[str, Any]:
   for key, kind in KINDS.items():
     if key not in about:
       raise FewshotError(f'{folder / ABOUT} lacks {key!r}; save it again')
-    if not isinstance(about[key], kind):
+    if not isinstance(about[key], kind) or not _sound(key, about[key]):
       raise FewshotError(f'{folder / ABOUT} holds no {kind.__name__} under {key!r}; save it again')
   return about
 
 
+def _sound(key: str, value: Any) -> bool:
+  """Whether an entry of its type is one that `save` writes."""
+  if key == 'classes':
+    return all(isinstance(x, str) for x in value)
+  return key != 'max_length' or (value is not True and value >= 1)
+
+
 def _restore(
-  folder: Path, method: Any, model: models.Model, classes: int, tensors: dict[str, Any]
+  folder: Path, method: Any, model: models.Model, classes: int, tensors: dict[str, Tensor]
 ) -> tuple[Any, Any]:
   """The tensors in the structure that the method's init has."""
   shapes = starting_shapes(method, model, classes)
@@ -177,7 +185,7 @@ def _restore(
   odd += [p for p in tensors if p not in wanted]
   if odd:
     raise FewshotError(f'{folder} does not fit {methods.spell(method)} at {brief(odd)}')
-  tree = paths.replace(like, {p: jax.numpy.asarray(x) for p, x in tensors.items()})
+  tree = paths.replace(like, {p: jax.numpy.asarray(x.read()) for p, x in tensors.items()})
   return tree['theta'], tree['state']
 
 

@@ -219,15 +219,19 @@ class _Store:
       return None
     about = read_json(folder / ABOUT)
     try:
-      tensors = safetensors.numpy.load_file(folder / TREES)
-    except (OSError, safetensors.SafetensorError) as e:
+      written = unpack(safetensors.numpy.load_file(folder / TREES))
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError, AttributeError) as e:
       raise FewshotError(f'{folder / TREES} is missing or damaged ({e}); delete {folder}') from None
-    written = unpack(tensors)
-    for name, kind in about['writes'].items():
+    kinds, notes = about.get('writes'), about.get('notes')
+    if (
+      not isinstance(kinds, dict) or set(kinds) != set(stage.writes) or not isinstance(notes, dict)
+    ):
+      raise FewshotError(f'{folder / ABOUT} is not as {stage.name} wrote it; delete {folder}')
+    for name, kind in kinds.items():
       if kind == 'chosen':
         written[name] = Chosen.load(folder / f'{name}.safetensors')._replace(made=None)
       written.setdefault(name, {})
-    return written, about['notes']
+    return written, notes
 
   def keep(
     self, stage: Stage, carried: Carried, seed: int, written: dict[str, Any], note: Notes

@@ -1,6 +1,7 @@
 """From an adapter of HF PEFT to an adapted model."""
 
 import inspect
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,8 +9,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from fewshot import methods
 from fewshot.adapted import Adapted
@@ -23,7 +22,7 @@ from fewshot.exchange.sites import everywhere, kernel, pattern, repeated
 from fewshot.methods import paths
 from fewshot.methods.base import Method
 from fewshot.models.base import Model
-from fewshot.models.weights import torch_file
+from fewshot.models.weights import hf, torch_file
 from fewshot.models.weights.hf import read_json
 
 CONFIG, TENSORS, PICKLE = 'adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin'
@@ -36,6 +35,7 @@ STARTS = (  # Those that leave the base and the formula alone.
   None, True, False, 'gaussian', 'eva', 'orthogonal', 'xavier_uniform', 'kaiming_uniform',
   'lycoris', 'zero',
 )  # fmt: skip
+LARGEST = 1 << 24  # Numbers of an adapter beyond twice those of its base.
 Stored = dict[str, dict[str, np.ndarray]]  # Our module -> PEFT's name of an entry -> its tensor.
 
 
@@ -54,7 +54,7 @@ def read(folder: str | Path, model: Model, without_head: bool = False) -> Adapte
   folder = Path(folder)
   if not folder.is_dir():
     raise FewshotError(f'there is no adapter folder {folder}')
-  config, tensors = read_json(folder / CONFIG), _tensors(folder)
+  config, tensors = read_json(folder / CONFIG), _tensors(folder, model)
   try:
     if without_head:
       saved = tuple(f'{ROOT}{name}.' for name in config.get('modules_to_save') or ())
@@ -113,14 +113,14 @@ def choose(config: Config) -> Kind:
   return kind
 
 
-def _tensors(folder: Path) -> dict[str, np.ndarray]:
+def _tensors(folder: Path, model: Model) -> dict[str, np.ndarray]:
   """All tensors; of what old versions of PEFT saved by torch.save nothing is run."""
-  if not (folder / TENSORS).exists() and (folder / PICKLE).exists():
-    return {k: tensor.read() for k, tensor in torch_file.tensors(folder / PICKLE).items()}
-  try:
-    return safetensors.numpy.load_file(folder / TENSORS)
-  except (OSError, safetensors.SafetensorError) as e:
-    raise FewshotError(f'{TENSORS} of {folder.name}/ is missing or damaged: {e}') from None
+  file = folder / (TENSORS if (folder / TENSORS).exists() else PICKLE)
+  found = hf.of_file(file) if file.name == TENSORS else torch_file.tensors(file)
+  most = LARGEST + 2 * methods.count(model.params)
+  if (many := sum(math.prod(tensor.shape) for tensor in found.values())) > most:
+    raise FewshotError(f'{file.name} of {folder.name}/ has {many} numbers, far more than its base')
+  return {k: tensor.read() for k, tensor in found.items()}
 
 
 def _parts(
@@ -195,7 +195,8 @@ def _local(kind: Kind, config: Config, names: list[str]) -> Config:
   own = {}
   for listed, field in kind.patterns.items():
     for rule, value in (config.get(listed) or {}).items():
-      if any(re.fullmatch(rf'(.*\.)?({rule})', name) for name in names):
+      known = paths.compiled(f'(.*[.])?({rule})')
+      if any(known.fullmatch(name) for name in names):
         own[field] = value
         break
   return {**config, **own}

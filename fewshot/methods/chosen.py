@@ -19,6 +19,8 @@ from fewshot.methods.paths import Selection, Where, at, spell
 from fewshot.methods.spelling import Made, spelled
 from fewshot.methods.views import COARSE, FINE, View
 
+LARGEST = 1 << 27  # Units of a choice that is read.
+
 
 class Part(NamedTuple):
   """The units chosen of one leaf, tensor, module or layer."""
@@ -142,10 +144,14 @@ def saved(file: str, hash: str = '') -> Chosen:
 
 def _read(file: Path) -> Chosen:
   try:
+    if not file.is_file():  # To open a pipe may never end.
+      raise OSError('there is no such file')
     with safetensors.safe_open(file, 'numpy') as f:
       about = {k: json.loads(v) for k, v in (f.metadata() or {}).items()}
-      index = {p: f.get_tensor(p) for p in f.keys()}  # noqa: SIM118
-  except (OSError, safetensors.SafetensorError, ValueError) as e:
+      shapes = [f.get_slice(p).get_shape() for p in f.keys()]  # noqa: SIM118
+      small = all(len(x) == 1 for x in shapes) and sum(x[0] for x in shapes) <= LARGEST
+      index = {p: f.get_tensor(p) for p in f.keys()} if small else {}  # noqa: SIM118
+  except (OSError, safetensors.SafetensorError, ValueError, RecursionError, MemoryError) as e:
     raise FewshotError(f'{file} is missing or damaged ({e}); save the choice again') from None
   views, granularity, where = (about.get(k) for k in ('views', 'granularity', 'where'))
   views = views if isinstance(views, dict) and set(views) == set(index) else {}
