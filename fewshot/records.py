@@ -20,6 +20,7 @@ except ImportError:  # Windows has no flock; a single writer per folder is safe 
   fcntl = None  # type: ignore[assignment]
 
 NAME = 'records.jsonl'
+LONGEST = 64 << 20  # Bytes of a line.
 REQUIRED = [
   *('config', 'model', 'method', 'task', 'split', 'seed', 'scores', 'trained', 'total'),
   *('hashes', 'timings', 'versions', 'status'),
@@ -146,14 +147,20 @@ def read(path: str | Path, strict: bool = True) -> list[dict[str, Any]]:
   fewshot.errors.FewshotError: no records at no-such-run/records.jsonl: ...
   """
   file = _file(path)
+  lines: list[bytes] = []
   try:
-    lines = file.read_bytes().split(b'\n')
+    with open(file, 'rb') as source:
+      while line := source.readline(LONGEST):
+        if len(line) == LONGEST:
+          raise FewshotError(f'{file} line {len(lines) + 1} is longer than any record; delete it')
+        lines.append(line)
   except OSError as error:
     raise FewshotError(
       f'no records at {file}: {error.strerror}; give the folder of a finished run, '
       'or run an experiment into this one first'
     ) from error
-  if lines.pop():
+  if lines and not lines[-1].endswith(b'\n'):
+    lines.pop()
     _warn(f'{file} line {len(lines) + 1} is torn (no newline) and skipped; its run is not counted')
   collecting = gc.isenabled()
   gc.disable()  # What is parsed has no cycles; looking for some takes a third of the time.
