@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fewshot import data, models
+from fewshot import data, methods, models
 from fewshot.data import Trials
 from fewshot.episodes import Pool
 from fewshot.errors import FewshotError, nearest
 from fewshot.methods import spelling
 from fewshot.models import Model, conv4, resnet12
+from fewshot.models.configs import check
+
+LARGEST, DEEPEST = 10**9, 32  # Parameters and blocks of a backbone that starts at random.
 
 POOLS: dict[str, Callable[..., Pool]] = {
   f.__name__: f
@@ -99,6 +102,10 @@ def _fresh(family: Any, text: str, seed: int) -> Callable[..., Backbone]:
       raise FewshotError(f'the backbone has no argument {odd[0]!r}; {nearest(odd[0], known)}')
     _check_sizes(sizes)
     config = family.Config(**sizes)
+    check(config, 'its arguments')
+    shapes = jax.eval_shape(lambda: family.init(config, jax.random.key(seed)))
+    if (count := methods.count(shapes)) > LARGEST:
+      raise FewshotError(f'the backbone has {count:,} parameters; at most {LARGEST:,} are drawn')
     params = family.init(config, jax.random.key(seed))
     model = Model(text, family.forward(config), params, example=family.example(config))
     return Backbone(model, model._replace(forward=family.forward(config, batch_stats=True)))
@@ -112,6 +119,9 @@ def _check_sizes(sizes: Mapping[str, Any]) -> None:
     if name in ('mean', 'std', 'dropout'):
       _check_numbers(name, value)
       continue
+    blocks = value if name == 'depth' else len(value) if isinstance(value, tuple) else 1
+    if isinstance(blocks, int) and blocks > DEEPEST:
+      raise FewshotError(f'{name} makes {blocks} blocks; at most {DEEPEST} are computed')
     for n in value if isinstance(value, tuple) else (value,):
       if type(n) is not int or n < 1:
         raise FewshotError(f'{name}={value!r} is no whole number of at least 1')
