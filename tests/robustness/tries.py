@@ -1,4 +1,4 @@
-"""How often a fault is tried: seldom in `make test`, as docs/robustness.md counts by test-faults."""
+"""How often a fault is tried: a few times by `make test`, in full by `make test-faults`."""
 
 import os
 
