@@ -163,7 +163,8 @@ def read_llama2c(path: Path) -> list[Piece]:
   It does not say their types: unknown, begin and end come first, then the 256 bytes.
   """
   data = regular(path, LARGEST).read_bytes()
-  at, pieces = 4, []  # The first four bytes are the longest length.
+  pieces: list[Piece] = []
+  at = 4  # The first four bytes are the longest length.
   try:
     while at < len(data):
       score, size = struct.unpack_from('<fi', data, at)

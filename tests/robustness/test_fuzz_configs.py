@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from fewshot import (
@@ -163,6 +163,7 @@ def test_a_config_is_prepared_or_refused_in_one_line(
     except FewshotError as error:
       check_line(error)
     else:
+      event('prepared')
       assert all(len(experiment.plan(p)) >= 1 for p in prepared)
       assert all(p.program or p.rows[-1].rule == 'frozen' for p in prepared)
 
@@ -189,4 +190,5 @@ def test_a_config_of_episodes_is_prepared_or_refused_in_one_line(
     except FewshotError as error:
       check_line(error)
     else:
+      event('prepared')
       assert len(found.id) == 16 and 'test' in found.hashes

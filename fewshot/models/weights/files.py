@@ -55,7 +55,7 @@ def members(file: IO[bytes]) -> zipfile.ZipFile:
 
   Raises `zipfile.BadZipFile` where it is none.
   """
-  return zipfile.ZipFile(_Sparing(file))  # type: ignore[arg-type]
+  return zipfile.ZipFile(_Sparing(file))
 
 
 def json_of(data: bytes, most: int, **options: Any) -> Any:
