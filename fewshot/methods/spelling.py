@@ -10,6 +10,7 @@ import inspect
 import math
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -117,7 +118,8 @@ def parse(text: str, known: Mapping[str, Callable[..., Any]], noun: str = 'metho
   if not isinstance(text, str) or len(text) > MAX_LENGTH:
     raise FewshotError(f'a {noun} is spelled by a string of at most {MAX_LENGTH} characters')
   try:
-    tree = ast.parse(text.strip(), mode='eval').body
+    with warnings.catch_warnings(action='ignore', category=SyntaxWarning):
+      tree = ast.parse(text.strip(), mode='eval').body
     return _build(tree, known, noun)
   except FewshotError as e:
     raise FewshotError(f'{_short(text)}: {e}') from None

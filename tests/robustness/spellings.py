@@ -193,11 +193,12 @@ def main(tries: int, seed: int) -> None:
   for i in range(tries):
     kind = list(readers)[i % len(readers)]
     parse, drawn = readers[kind]
-    text, problem = drawn.text(), ''
+    text, problem, spent = drawn.text(), '', 0.0
     start, watch.seen = time.process_time(), []
     watch.text = text
     try:
       made = parse(text)
+      spent = time.process_time() - start
       counts[f'{kind} taken'] += 1
       if kind != 'backbones' and spell(parse(spell(made))) != spell(made):
         problem = 'another spelling when it is spelled again'
@@ -207,7 +208,7 @@ def main(tries: int, seed: int) -> None:
     except BaseException as e:
       problem = f'{type(e).__name__}: {e}'[:300]
     watch.text = None
-    spent = time.process_time() - start
+    spent = spent or time.process_time() - start
     slowest = max(slowest, spent)
     problem = problem or (f'{spent:.1f} s' if spent > SECONDS else '') or ', '.join(watch.seen)
     if problem:

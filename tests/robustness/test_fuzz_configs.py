@@ -104,10 +104,11 @@ def changes(likely, known):
   """Some keys of a config, or what is nearly one, with likely or other values."""
   keys = st.sampled_from(sorted(likely)) | st.sampled_from(sorted(known))
   keys |= keys.map(lambda k: k.upper()) | st.text(max_size=5)
-  keys = st.lists(keys, max_size=3, unique=True)
-  return keys.flatmap(
+  odd = st.lists(keys, max_size=3, unique=True).flatmap(
     lambda drawn: st.fixed_dictionaries({k: likely.get(k, anything) | anything for k in drawn})
   )
+  one = st.sampled_from(sorted(likely)).flatmap(lambda k: st.fixed_dictionaries({k: likely[k]}))
+  return one | odd
 
 
 def rows():
