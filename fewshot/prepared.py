@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -290,6 +290,8 @@ def _check(config: ConfigDict, fit: fits.Fit) -> None:
       f'config.unlabelled={config.unlabelled} is of programs that use unlabelled examples; set '
       'config.program too, or leave it at 0'
     )
+  if not 0 <= config.memory_gb <= 1e6:
+    raise FewshotError(f'config.memory_gb is {config.memory_gb}; give 0 (what is free) to 1e6')
   engine.check(options(config))
   if config.dtype not in DTYPES:
     raise FewshotError(f'config.dtype is {config.dtype!r}; there are {", ".join(DTYPES)}')
@@ -308,10 +310,16 @@ def _check(config: ConfigDict, fit: fits.Fit) -> None:
     )
   if not 1 <= config.max_length <= 2**20 or config.max_test < 0:
     raise FewshotError('config: max_length is 1 to 1,048,576 tokens, max_test at least 0')
+  _check_work(config, grid)
+  missing = [name for name in grid if name not in fit.varies]
+  if missing:
+    raise FewshotError(f'{config.fit} has no {missing[0]} that a grid could vary')
+
+
+def _check_work(config: ConfigDict, grid: Mapping[str, Any]) -> None:
+  """Refuses odd values of how runs are saved, repeated and stopped."""
   if not config.save_every >= 0:
     raise FewshotError(f'config.save_every is {config.save_every}; give seconds, at least 0')
-  if not 0 <= config.memory_gb <= 1e6:
-    raise FewshotError(f'config.memory_gb is {config.memory_gb}; give 0 (what is free) to 1e6')
   if config.retries < 0 or (config.retries and (grid or config.program)):
     raise FewshotError(
       f'config.retries={config.retries} is at least 0, and 0 beside a grid, whose other points are '
@@ -322,6 +330,3 @@ def _check(config: ConfigDict, fit: fits.Fit) -> None:
       f'config.halving={config.halving} keeps one in so many points of a grid; give a grid, and 2 '
       'or more, or 0'
     )
-  missing = [name for name in grid if name not in fit.varies]
-  if missing:
-    raise FewshotError(f'{config.fit} has no {missing[0]} that a grid could vary')
