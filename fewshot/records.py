@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fewshot.atomic import replace as replace
 from fewshot.errors import FewshotError
 from fewshot.leaks import check
 
@@ -272,34 +273,6 @@ def without_timings(record: Mapping[str, Any]) -> dict[str, Any]:
   {'seed': 0}
   """
   return {name: value for name, value in record.items() if name not in ('timings', 'memory')}
-
-
-def replace(path: str | Path, data: bytes) -> None:
-  """Writes a file as a whole: readers see what was there before or all of `data`.
-
-  Raises:
-    FewshotError: the file cannot be written; what was there before stays.
-
-  >>> import tempfile
-  >>> with tempfile.TemporaryDirectory() as run:
-  ...   replace(f'{run}/table.md', b'| method |')
-  ...   os.listdir(run)
-  ['table.md']
-  """
-  path = Path(path)
-  beside = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
-    with beside.open('wb') as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(beside, path)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      beside.unlink(missing_ok=True)
-    raise FewshotError(
-      f'cannot write {path}: {error.strerror or error}; make room or choose another folder'
-    ) from error
 
 
 def _file(path: str | Path) -> Path:
