@@ -16,7 +16,7 @@ from fewshot.methods.spelling import spelled
 
 Array = jax.Array
 Schedule = Literal['constant', 'linear', 'cosine']
-Optimizer = Literal['adamw', 'sgd']
+Optimizer = Literal['adamw', 'bertadam', 'sgd']
 
 
 @spelled
@@ -39,9 +39,16 @@ def sgd(
   under `head`; `schedule` is constant, linear or cosine after `warmup` steps; `clip` bounds the
   global norm of the gradient (0: off); `accumulate` takes each minibatch in so many parts, one
   after another, for the memory of one.  optimizer='sgd' has momentum 0.9 and no moments beside,
-  with the decay of AdamW.  With `eval_every` > 0 the dev set is scored every so many
-  steps and after the last, and the best theta (then the lower dev loss) is the result.  With
-  float16 weights the loss is scaled, see `fits.scaling`.
+  with the decay of AdamW; 'bertadam' is AdamW as BERT was published with, without the correction of
+  moments that start at zero, and with 1e-6 beside the root: what Zhang et al. 2021
+  (arXiv:2006.05987) and Mosbach et al. 2021 (arXiv:2006.04884) find to make few-shot runs fail.
+
+      adamw:     w <- w - lr (m / (1 - 0.9^t) / (sqrt(v / (1 - 0.999^t)) + 1e-8) + decay w)
+      bertadam:  w <- w - lr (m / (sqrt(v) + 1e-6) + decay w)
+
+  With `eval_every` > 0 the dev set is scored every so many steps and after the last, and the best
+  theta (then the lower dev loss) is the result.  With float16 weights the loss is scaled, see
+  `fits.scaling`.
 
   >>> from fewshot.methods import spell
   >>> spell(sgd(steps=60, lr=1e-3))
@@ -105,15 +112,31 @@ def _transformation(r: Recipe, loss: Loss) -> optax.GradientTransformationExtraA
     curve = _schedule(r.schedule, rate, r.steps, r.warmup)
     if r.optimizer == 'adamw':
       return optax.adamw(curve, weight_decay=r.weight_decay)
-    momentum = optax.trace(decay=0.9)
+    own = optax.trace(decay=0.9) if r.optimizer == 'sgd' else _uncorrected()
     return optax.chain(
-      momentum, optax.add_decayed_weights(r.weight_decay), optax.scale_by_learning_rate(curve)
+      own, optax.add_decayed_weights(r.weight_decay), optax.scale_by_learning_rate(curve)
     )
 
   head = jnp.where(jnp.asarray(r.head_lr) > 0, r.head_lr, r.lr)
   groups = optax.partition({'body': descent(r.lr), 'head': descent(head)}, _labels)
   bound = optax.clip_by_global_norm(r.clip) if r.clip else optax.identity()
   return optax.with_extra_args_support(optax.chain(bound, loss.optimizer(groups)))
+
+
+def _uncorrected(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) -> Any:
+  """m / (sqrt(v) + eps): Adam without its bias correction, which optax always has."""
+
+  def init(theta: Theta) -> tuple[Theta, Theta]:
+    zeros = jax.tree.map(jnp.zeros_like, theta)
+    return zeros, zeros
+
+  def update(grads: Theta, moments: tuple[Theta, Theta], theta: Theta | None = None) -> Any:
+    del theta
+    m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, moments[0], grads)
+    v = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, moments[1], grads)
+    return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), m, v), (m, v)
+
+  return optax.GradientTransformation(init, update)
 
 
 def begin(

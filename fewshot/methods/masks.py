@@ -14,7 +14,7 @@ from fewshot.methods import paths
 from fewshot.methods.base import Calib, Forward, Method, Params, State, Theta, at_least_one, method
 from fewshot.methods.paths import Where
 from fewshot.methods.scoring.base import Score
-from fewshot.methods.weights import floats, in_weights, tune, widen
+from fewshot.methods.weights import floats, in_weights, trained, tune, widen
 
 __all__ = [
   'attention_only',
@@ -22,6 +22,7 @@ __all__ = [
   'last_layers',
   'layers',
   'random_half',
+  'reinitialised',
   'soft_mask',
   'tokens',
 ]
@@ -145,6 +146,45 @@ def random_half(seed: int = 0) -> Method:
     return [p for p in leaves if p not in places or of(p) in kept]
 
   return _tuned(choose)
+
+
+@method
+def reinitialised(layers: int = 1, std: float = 0.02) -> Method:
+  """Re-initialised top layers (Zhang et al. 2021, arXiv:2006.05987): the last blocks start anew.
+
+      kernel ~ N(0, std^2),   bias = 0,   scale of a norm = 1
+
+  Drawn by the run's key, in each stack by itself.  Nothing trains here: put it before what trains
+  them, `chain(reinitialised(2), full(), linear())`.  0.02 is how BERT itself was initialised; the
+  pooler that the paper starts anew too is no part of the encoders here.
+
+  >>> reinitialised(2).mergeable
+  True
+  """
+  at_least_one('reinitialised', layers=layers)
+  if std <= 0:
+    raise FewshotError(f'reinitialised(std={std}) draws nothing; std is above 0')
+  constants = {'bias': jnp.zeros, 'scale': jnp.ones}
+
+  def fresh(key: Array, p: str, w: Array) -> Array:
+    if p.rpartition('/')[-1] in constants:
+      return constants[p.rpartition('/')[-1]](w.shape, w.dtype)
+    key = jax.random.fold_in(key, paths.stable_hash(p))
+    return (std * jax.random.normal(key, w.shape)).astype(w.dtype)
+
+  def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
+    del forward, calib
+    places = places_of(paths.flatten(params))
+    top = {p for p, at in places.items() if at.block >= _block(-layers, at)}
+    top |= {p.removesuffix('/qvalue') for p in top}  # Which are refused.
+    found = trained(params, paths.Selection(top.__contains__))
+    return {}, {p: fresh(key, p, w) for p, w in found.items()}
+
+  def weights(theta: Theta, state: State, params: Params) -> Params:
+    del theta
+    return paths.replace(params, state)
+
+  return Method(init, weights)
 
 
 @method

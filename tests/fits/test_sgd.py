@@ -86,6 +86,23 @@ def test_adamw_by_hand():
   assert_close(fit(weight_decay=0.01), theta)
 
 
+def test_bertadam_leaves_the_moments_as_they_are():
+  """m and v start at zero and stay small: the first step is 0.1 g / (sqrt(0.001) |g| + 1e-6)."""
+  theta, m, v = START, *({k: np.zeros_like(x) for k, x in START.items()} for _ in range(2))
+  for _ in range(2):
+    g = gradient(theta)
+    m = {k: 0.9 * m[k] + 0.1 * g[k] for k in g}
+    v = {k: 0.999 * v[k] + 0.001 * g[k] ** 2 for k in g}
+    theta = {k: theta[k] - 0.01 * (m[k] / (np.sqrt(v[k]) + 1e-6) + 0.01 * theta[k]) for k in theta}
+  ours = fit(steps=2, lr=0.01, weight_decay=0.01, optimizer='bertadam')
+  assert_close(ours, theta)
+  # Of a gradient far above 1e-6 the first step is lr 0.1 / sqrt(0.001) = 3.16 lr; AdamW's is lr.
+  first = fit(steps=1, lr=0.01, optimizer='bertadam')
+  np.testing.assert_allclose(abs(first['head'] - START['head']), 0.0316228, rtol=1e-2)
+  corrected = fit(steps=1, lr=0.01)
+  np.testing.assert_allclose(abs(corrected['head'] - START['head']), 0.01, rtol=1e-3)
+
+
 def test_plain_descent_has_momentum_and_decays_as_adamw_does():
   """v <- 0.9 v + g,   w <- w - lr (v + decay w)"""
   theta, v = START, {k: np.zeros_like(w) for k, w in START.items()}

@@ -221,3 +221,38 @@ def test_a_soft_mask_of_columns_is_normalised_as_cofitunes():
 def test_soft_masks_check_their_arguments(spelling, said):
   with pytest.raises(FewshotError, match=said):
     methods.parse(spelling)
+
+
+def test_the_last_blocks_start_anew_and_what_follows_trains_them(tiny):
+  both = methods.chain(methods.reinitialised(), methods.full())
+  theta, state = both.init(KEY, tiny.forward, tiny.params, tiny.calib)
+  base, fresh = paths.flatten(tiny.params), theta[1]  # Where full() starts.
+  changed = {p for p, w in fresh.items() if (np.asarray(w) != base[p]).any()}
+  assert changed == {p for p in base if p.startswith('encoder/block_1/')} == set(state[0])
+  for p in changed:
+    if p.endswith('bias'):
+      assert not np.asarray(fresh[p]).any()
+    elif p.endswith('scale'):
+      assert (np.asarray(fresh[p]) == 1).all()
+    else:  # 1,024 draws or more, whose deviation is known to 2 %.
+      assert np.std(fresh[p]) == pytest.approx(0.02, rel=0.1)
+  maps = [np.ravel(fresh[f'encoder/block_1/attn/{n}/kernel']) for n in ('key', 'out')]
+  assert abs(np.corrcoef(*maps)[0, 1]) < 0.2  # Each is drawn by itself.
+  other = both.init(jax.random.key(1), tiny.forward, tiny.params, tiny.calib)[0][1]
+  kernel = 'encoder/block_1/mlp/up/kernel'
+  assert (np.asarray(fresh[kernel]) != other[kernel]).any()
+  merged = methods.merge(both, theta, state, tiny.params)
+  np.testing.assert_array_equal(merged['encoder']['block_1']['mlp']['up']['kernel'], fresh[kernel])
+
+
+def test_what_cannot_start_anew_is_refused(tiny):
+  init = lambda method, params: method.init(KEY, tiny.forward, params, tiny.calib)  # noqa: E731
+  with pytest.raises(FewshotError, match='no block -3; encoder has 2'):
+    init(methods.reinitialised(3), tiny.params)
+  packed = {
+    f'encoder/block_0/mlp/up/kernel/{n}': np.ones((2, 2), np.float32) for n in ('qvalue', 'scale')
+  }
+  with pytest.raises(FewshotError, match='mlp/up/kernel is quantised'):
+    init(methods.reinitialised(), packed)
+  with pytest.raises(FewshotError, match='std is above 0'):
+    methods.reinitialised(std=0.0)

@@ -17,5 +17,6 @@ CASES = (
   Case('last_layers()', BLOCK, on=EVERYWHERE),
   Case("soft_mask(snip(), keep='smallest', scale='tanh')", ALL, on=EVERYWHERE),
   Case('tokens((3, 7, 11))', 3 * D, on=('bert', 'gpt2')),
+  Case('reinitialised()', 0, starts=False, on=EVERYWHERE, why='the last block starts anew'),
   Case('random_half()', INPUTS + half(WIDTH) + half(D) + HEAD, on=EVERYWHERE),
 )
