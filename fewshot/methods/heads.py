@@ -21,7 +21,7 @@ from fewshot.methods.base import (
   method,
 )
 
-__all__ = ['cosine', 'learned_prototypes', 'linear', 'mlp', 'nearest_mean']
+__all__ = ['cosine', 'learned_prototypes', 'linear', 'majority', 'mlp', 'nearest_mean']
 Array = jax.Array
 # How the scores of several prototypes or words become the one of their class: [..., K] -> [...].
 JOINS: dict[str, Callable[..., Array]] = {
@@ -57,6 +57,35 @@ def linear(classes: int = 0) -> Method:
     return params | {'head': theta['head']}
 
   return Method(init, wrap=scored_by(logits), merge=merge)
+
+
+@method
+def majority(classes: int = 0) -> Method:
+  """The majority class, a baseline (Gao et al. 2021, arXiv:2012.15723): the same for every example.
+
+      logits_c = n_c,   the train examples of class c that the run starts from
+
+  The first of several classes that are as frequent wins, so that on balanced splits it is class 0.
+  Nothing trains: fit it by `untrained()`.
+
+  >>> majority().mergeable
+  False
+  """
+
+  def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
+    del key, forward, params
+    if 'labels' not in calib.batch:
+      raise FewshotError('majority() counts labels, and the examples it starts from have none')
+    labels = jnp.asarray(calib.batch['labels'])
+    counts = jax.nn.one_hot(labels, count_classes(classes, calib), dtype=jnp.float32).sum(0)
+    return {}, {'head': {'counts': counts}}
+
+  def logits(theta: Theta, state: State, outputs: Outputs, batch: Batch) -> Array:
+    del theta, outputs
+    counts, rows = state['head']['counts'], len(next(iter(batch.values())))
+    return jnp.broadcast_to(counts, (rows, *counts.shape))
+
+  return Method(init, wrap=scored_by(logits))
 
 
 @method

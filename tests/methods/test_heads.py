@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from fewshot import methods, models
+from fewshot import fits, methods, models, sweep
 from fewshot.errors import FewshotError
 
 KEY = jax.random.key(0)
@@ -161,3 +161,25 @@ def test_a_head_refuses_what_it_cannot_classify(tiny, head):
   calib = methods.Calib({'x': np.ones((2, 4), np.float32)}, 3)
   with pytest.raises(FewshotError, match=r"reads outputs\['features'\].*lacks; it has logits"):
     head().init(KEY, forward, np.ones((4, 3), np.float32), calib)
+
+
+def test_the_majority_is_that_of_train_and_of_equals_the_first(tiny):
+  method, forward = methods.majority(), lambda p, batch, key: {}
+  labels = np.array([2, 2, 1, 1, 0, 2])
+  for given, counts in ((labels, [1, 2, 3]), (labels[:5], [1, 2, 2])):
+    calib = tiny.calib._replace(batch={k: v[: len(given)] for k, v in tiny.batch.items()})
+    calib.batch['labels'] = given
+    theta, state = method.init(jax.random.key(0), tiny.forward, tiny.params, calib)
+    rows = {k: v[:2] for k, v in tiny.batch.items() if k != 'labels'}
+    z = methods.adapt(method, forward, theta, state)(tiny.params, rows)['logits']
+    np.testing.assert_array_equal(z, [counts, counts])
+  assert z.argmax(-1).tolist() == [1, 1]
+  with pytest.raises(FewshotError, match='counts labels'):
+    method.init(jax.random.key(0), tiny.forward, tiny.params, tiny.calib._replace(batch=rows))
+
+
+def test_a_sweep_of_the_majority_says_one_class(tiny):
+  data = tiny.encoded._replace(train=tiny.encoded.train | {'labels': np.array([[0, 1, 1]] * 2)})
+  data = data._replace(train={k: v[:, :3] for k, v in data.train.items()})
+  found = list(sweep.sweep(tiny.model, data, methods.majority(), fits.untrained(), classes=3))
+  assert len(found) == 2 and all((r.predictions == 1).all() for r in found)

@@ -6,6 +6,7 @@ CASES = (
   Case('linear()', HEAD, on=EVERYWHERE),
   Case('mlp(width=8)', 8 * D + 8 + 8 * CLASSES + CLASSES, merges=False, on=EVERYWHERE),
   Case('cosine()', D * CLASSES + 1, merges=False, on=EVERYWHERE),
+  Case('majority()', 0, merges=False, on=EVERYWHERE),
   Case('nearest_mean()', 0, merges=False, on=EVERYWHERE),
   Case(
     "learned_prototypes(count=2, join='logsumexp')",
