@@ -23,6 +23,7 @@ from fewshot.methods.heads import shapes_of
 from fewshot.methods.spelling import spell
 from fewshot.methods.weights import full
 from fewshot.models.base import Model
+from fewshot.objectives import Objective
 from fewshot.tasks import prompts
 from fewshot.tasks.base import Task
 from fewshot.tasks.prompts import cloze
@@ -117,7 +118,7 @@ def rank_templates(
 
 def tuned(
   model: Model, task: Task, split: Split, method: Method = FULL, fit: Fit = SGD, *, seed: int = 0,
-  max_length: int = 64, options: Options | None = None,
+  max_length: int = 64, options: Options | None = None, objective: Objective | None = None,
 ) -> Merit:  # fmt: skip
   """What ranks prompts: the accuracy on the dev examples after prompt-based fine-tuning on train.
 
@@ -136,7 +137,7 @@ def tuned(
     words = parse(prompts.head(shown))
     (result,) = sweeps.sweep(
       model, data, chain(method, words), fit, classes=len(task.classes), seeds=(seed,),
-      options=options,
+      objective=objective, options=options,
     )  # fmt: skip
     assert result.dev is not None
     return result.dev['score']
