@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from fewshot import __version__, arguments, table_options
+from fewshot import __version__, arguments, command_prompts, table_options
 from fewshot.errors import FewshotError, nearest
 
 
@@ -59,7 +59,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _refuse_unknown(args: argparse.Namespace, rest: Sequence[str]) -> None:
   for arg in rest:
-    configured = args.command in ('run', 'sweep', 'overlap')
+    configured = args.command in ('run', 'sweep', 'overlap', 'prompts')
     if configured and arg.startswith('--config.'):
       continue
     flags = re.findall(r'--[\w-]+', args.usage)
@@ -121,6 +121,7 @@ def _add_listings(command: arguments.Command) -> None:
   overlap.add_argument('--out', help='the folder of the matrix (default: runs/<config.name>)')
   overlap.add_argument('--json', action='store_true', help='print one JSON value as the last line')
 
+  command_prompts.add(command)
   for name in ('methods', 'fits', 'learners', 'models'):
     listing = command(name, _listing, f'list the {name} there are')
     listing.add_argument('--json', action='store_true', help='print one JSON value')
