@@ -38,8 +38,8 @@ class Objective(NamedTuple):
     return _mean(self.loss(outputs, batch), batch)
 
   def mean_score(self, outputs: dict[str, Any], batch: dict[str, Any]) -> Array:
-    """The mean score, weighted alike."""
-    return _mean(self.score(outputs, batch), batch)
+    """The mean score, weighted alike; of an example in several views, that of its mean logits."""
+    return _mean(self.score(_of_items(outputs, batch), batch), batch)
 
 
 @once
@@ -231,6 +231,16 @@ def parse(text: str) -> Objective:
 def accuracy(outputs: dict[str, Any], batch: dict[str, Any]) -> Array:
   """1 where the class of the largest logit is the example's, else 0: [B]."""
   return (logits(outputs).argmax(-1) == batch['labels']).astype(jnp.float32)
+
+
+def _of_items(outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+  """The outputs, where each row has the mean logits of the rows of its example, as test items do."""
+  if 'example' not in batch or 'logits' not in outputs:
+    return outputs
+  of, z = jnp.asarray(batch['example']), outputs['logits'].astype(jnp.float32)
+  first = (of[:, None] == of).argmax(-1)  # The first row of the same example.
+  summed = jax.ops.segment_sum(z, first, len(z))
+  return outputs | {'logits': (summed / jnp.bincount(first, length=len(z))[:, None])[first]}
 
 
 def _mean(values: Array, batch: dict[str, Any]) -> Array:

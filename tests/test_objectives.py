@@ -32,6 +32,17 @@ def test_score_is_accuracy():
   assert score.tolist() == [1.0, 0.0] and score.dtype == jnp.float32
 
 
+def test_an_example_in_several_views_scores_once_by_its_mean_logits():
+  """Views (2, 0) and (0, 1) of one example mean (1, 0.5): class 0, though one view says 1."""
+  z = jnp.array([[2.0, 0], [0, 1], [-jnp.inf, 0], [0, 3]])
+  batch = {'labels': jnp.array([0, 0, 0, 0]), 'example': jnp.array([7, 7, 3, 3])}
+  o = objectives.classification()
+  assert float(o.mean_score({'logits': z}, batch)) == 0.5  # Of two items one is right.
+  rows = {'labels': batch['labels']}
+  assert float(o.mean_score({'logits': z[1:]}, {'labels': rows['labels'][1:]})) == 0
+  assert float(o.mean_score({'logits': z}, rows)) == 0.25
+
+
 def test_means_are_weighted_where_there_are_weights():
   o = objectives.classification()
   assert float(o.mean_score(OUTPUTS, BATCH)) == 0.5
