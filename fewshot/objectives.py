@@ -234,7 +234,7 @@ def accuracy(outputs: dict[str, Any], batch: dict[str, Any]) -> Array:
 
 
 def _of_items(outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
-  """The outputs, where each row has the mean logits of the rows of its example, as test items do."""
+  """The outputs, where each row has the mean logits of its example's rows, as test items do."""
   if 'example' not in batch or 'logits' not in outputs:
     return outputs
   of, z = jnp.asarray(batch['example']), outputs['logits'].astype(jnp.float32)

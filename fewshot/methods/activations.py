@@ -39,6 +39,7 @@ class Site(NamedTuple):
   own: Mapping[str, Array] = MappingProxyType(
     {}
   )  # The module's own leaves: a kernel, maybe a bias.
+  others: tuple[Any, ...] = ()  # The shapes of its further inputs.
 
 
 def sites(forward: Forward, params: Params, batch: Batch, where: Where) -> dict[str, Site]:
@@ -56,7 +57,9 @@ def sites(forward: Forward, params: Params, batch: Batch, where: Where) -> dict[
       path = path_of(context)
       shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
       own = {k: leaves[f'{path}/{k}'] for k in ('kernel', 'bias') if f'{path}/{k}' in leaves}
-      seen.setdefault(path, Site(path, shape(args[0]), jax.tree.map(shape, out), len(args), own))
+      first, *others = (shape(x) for x in args if hasattr(x, 'dtype'))
+      found = Site(path, first, jax.tree.map(shape, out), len(args), own, tuple(others))
+      seen.setdefault(path, found)
     return out
 
   with nn.intercept_methods(record):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fewshot.errors import FewshotError, brief
 from fewshot.methods import paths
-from fewshot.methods.activations import in_activations
+from fewshot.methods.activations import Site, in_activations
 from fewshot.methods.base import (
   Batch,
   Calib,
@@ -26,7 +26,7 @@ from fewshot.methods.weights import widen
 __all__ = ['dept', 'ept', 'p_tuning', 'scaled_prompt', 'soft_prompt']
 Array = jax.Array
 Entries = dict[str, Array]
-Init = Literal['vocabulary', 'random', 'examples']
+Init = Literal['vocabulary', 'random', 'examples', 'domain']
 
 
 @method
@@ -40,7 +40,12 @@ def soft_prompt(
   P starts at random rows of the embedding table; with `init='random'` at N(0, 1); with
   `init='examples'` at the tokens of the rows that a run starts from, one after another, which is
   CT-Prompt (Lu et al. 2025, arXiv:2507.04221); with `tokens` at these ids, of a text or of class
-  names, again and again up to the length.
+  names, again and again up to the length.  With `init='domain'` it starts after BayesPrompt (Li et
+  al. 2024, arXiv:2401.14166) at draws from Gaussians of the mean embeddings of the examples:
+
+      P_j ~ N(mu_c, diag sigma_c^2),   c the class of an example that is drawn for each j
+
+  The authors fit their mixture by EM, move particles towards it, and take the mean of some.
 
   Positions are added after the prompt.  The stack's outputs at the prompt are dropped, but where a
   decoder reads them they are kept.
@@ -208,8 +213,16 @@ def _prompted(
     table = jnp.asarray(leaves['embed/embedding'])
     return theta | {'inputs': widen(start(key, table, calib.batch))}, state
 
-  kept = in_activations('inputs', lambda key, site: {}, call)
-  dropped = in_activations('inputs|encoder', lambda key, site: {}, call)
+  def check(key: Array, site: Site) -> Entries:
+    if site.path == 'inputs' and site.others and site.others[0].shape[1] > site.x.shape[1]:
+      raise FewshotError(
+        f'{name} is not read behind demonstrations, whose cache each text goes on from, and could '
+        'not train; take prefix() there'
+      )
+    return {}
+
+  kept = in_activations('inputs', check, call)
+  dropped = in_activations('inputs|encoder', check, call)
   return dropped._replace(init=init)
 
 
@@ -230,8 +243,9 @@ def _rows(
   name: str, length: int, init: Init = 'vocabulary', tokens: tuple[int, ...] = ()
 ) -> Callable[[Array, Array, Batch], Array]:
   """(key, table, batch) -> the vectors [length, d] that a prompt starts as."""
-  if init not in ('vocabulary', 'random', 'examples'):
-    raise FewshotError(f'{name}(init={init!r}); there are vocabulary, random, examples')
+  if init not in Init.__args__:  # type: ignore[attr-defined]
+    known = ', '.join(Init.__args__)  # type: ignore[attr-defined]
+    raise FewshotError(f'{name}(init={init!r}); there are {known}')
   if not all(type(i) is int for i in tokens):
     raise FewshotError(
       f'{name}(tokens={tokens}): tokens are ids of the vocabulary, (2054, 2003, ...)'
@@ -247,6 +261,8 @@ def _rows(
       return table[jnp.asarray([tokens[i % len(tokens)] for i in range(length)])]
     if init == 'examples':
       return table[_examples(batch, length)]
+    if init == 'domain':
+      return _domain(key, table, batch, length)
     if init == 'random':
       dtype = jnp.promote_types(table.dtype, jnp.float32)
       return jax.random.normal(key, (length, table.shape[1]), dtype)
@@ -260,6 +276,20 @@ def _examples(batch: Batch, length: int) -> Array:
   mask = jnp.asarray(batch['mask'], bool).reshape(-1)
   order = jnp.argsort(~mask, stable=True)[jnp.arange(length) % jnp.maximum(mask.sum(), 1)]
   return jnp.asarray(batch['tokens']).reshape(-1)[order]
+
+
+def _domain(key: Array, table: Array, batch: Batch, length: int) -> Array:
+  """Draws [length, d] from a Gaussian a class of the rows' mean embeddings, one class a draw."""
+  mask = jnp.asarray(batch['mask'], jnp.float32)[..., None]
+  e = (widen(table)[jnp.asarray(batch['tokens'])] * mask).sum(1) / jnp.maximum(mask.sum(1), 1)
+  labels = jnp.asarray(batch.get('labels', jnp.zeros(len(e), jnp.int32)))
+  same = (labels[:, None] == labels).astype(e.dtype)
+  same = same / same.sum(1, keepdims=True)
+  mean = same @ e  # [N, d], of each row's class.
+  deviation = jnp.sqrt(jnp.maximum(same @ (e * e) - mean * mean, 0))
+  drawn, noise = jax.random.split(key)
+  at = jax.random.randint(drawn, (length,), 0, len(e))
+  return mean[at] + deviation[at] * jax.random.normal(noise, (length, e.shape[1]), e.dtype)
 
 
 def _low_rank(key: Array, table: Array, rank: int, max_length: int) -> Entries:

@@ -270,6 +270,9 @@ def test_misuse_is_refused():
   prompted = methods.chain(methods.soft_prompt(length=2), methods.demonstrations(2, 20))
   with pytest.raises(FewshotError, match='a soft prompt before demonstrations could not train'):
     starts(prompted, wide('llama'), train())
+  behind = methods.chain(methods.demonstrations(2, 20), methods.dept(length=2, rank=2))
+  with pytest.raises(FewshotError, match='dept is not read behind demonstrations'):
+    starts(behind, wide('llama'), train())
   with pytest.raises(FewshotError, match=r'demonstrations\(shots=-1\): 1 or more, or 0 for all'):
     methods.demonstrations(shots=-1)
   with pytest.raises(FewshotError, match=r'demonstrations\(length=0\) is too small'):

@@ -126,6 +126,23 @@ def test_a_prompt_starts_at_the_tokens_of_a_text_or_of_the_examples(tiny):
   assert abs(got.mean()) < 0.1 and abs(got.std() - 1) < 0.1
 
 
+def test_a_prompt_is_drawn_from_the_domain_of_the_examples(tiny):
+  """4,000 draws have the mean and the variance of the mixture, worked out in numpy."""
+  table, mask = tiny.params['embed']['embedding'], tiny.batch['mask']
+  e = np.stack([table[t[m]].mean(0) for t, m in zip(tiny.batch['tokens'], mask, strict=True)])
+  labels = tiny.batch['labels']
+  got = np.asarray(started("soft_prompt(length=4000, init='domain')", tiny)['prompt'])
+  spread = e.std(0)  # Of the mixture: within the classes and between them.
+  np.testing.assert_allclose(got.mean(0), e.mean(0), atol=5 * spread.max() / 4000**0.5)
+  np.testing.assert_allclose(got.std(0), spread, rtol=0.15)
+  one = {k: v[labels == 0] for k, v in tiny.batch.items()}
+  alone = np.asarray(started("soft_prompt(length=4000, init='domain')", tiny, one)['prompt'])
+  np.testing.assert_allclose(alone.std(0), e[labels == 0].std(0), rtol=0.15)
+  single = {k: v[:1] for k, v in tiny.batch.items() if k != 'labels'}
+  same = np.asarray(started("soft_prompt(length=2, init='domain')", tiny, single)['prompt'])
+  np.testing.assert_allclose(same, [e[0]] * 2, atol=1e-3)
+
+
 def test_wrong_starts_are_refused(tiny):
   with pytest.raises(FewshotError, match=r'\(50,\)\): the table has the ids 0 to 49'):
     started('soft_prompt(tokens=(50,))', tiny)

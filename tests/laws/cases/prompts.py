@@ -16,6 +16,7 @@ CASES = (
   row('soft_prompt(length=3)', PROMPT),
   row("soft_prompt(length=3, init='random')", PROMPT),
   row("soft_prompt(length=3, init='examples')", PROMPT),
+  row("soft_prompt(length=3, init='domain')", PROMPT),
   row('soft_prompt(length=3, tokens=(1, 2))', PROMPT),
   row('scaled_prompt(length=3)', PROMPT + D),
   row('p_tuning(length=3, width=4)', PROMPT + MLP),
