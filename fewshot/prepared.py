@@ -153,8 +153,17 @@ def _encoded(
   likeness = None
   if name := wording.prompt.similar:
     encoder = _loaded(name, 'float32', 0.0, loaded, load)
-    likeness = lambda a, b: embedding.embed(encoder, a) @ embedding.embed(encoder, b).T  # noqa: E731
+    vector = functools.partial(_vectors, encoder, loaded.setdefault(('vectors', name), {}))
+    likeness = lambda a, b: vector(a) @ vector(b).T  # noqa: E731
   return [encode([split], likeness=likeness) for split in splits]
+
+
+def _vectors(encoder: models.Model, known: dict[str, np.ndarray], texts: Sequence[str]) -> Any:
+  """The sentence embeddings [N, D] of texts; each text is embedded once for all splits."""
+  new = [t for t in dict.fromkeys(texts) if t not in known]
+  if new:
+    known |= dict(zip(new, embedding.embed(encoder, new), strict=True))
+  return np.stack([known[t] for t in texts])
 
 
 def _programmed(p: Prepared) -> Prepared:

@@ -3,10 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 import fewshot
-from fewshot import checkpoint, cli
+from fewshot import checkpoint, cli, prepared
 from tests.robustness import workplace
 
 FIXTURE = workplace.FIXTURE.parent / 'gpt2-tiny'
@@ -108,3 +109,18 @@ def test_what_a_prompt_cannot_be_is_one_line(place, capsys, overrides, said):
   assert cli.main(['run', 'config.py', *more]) == 2
   (line,) = [x for x in workplace.lines(capsys.readouterr().err) if x.startswith('fewshot: ')]
   assert said in line
+
+
+def test_a_text_is_embedded_once_for_all_splits(monkeypatch):
+  seen = []
+
+  def embed(encoder, texts):
+    seen.extend(texts)
+    return np.array([[len(t), 1.0] for t in texts])
+
+  monkeypatch.setattr(prepared.embedding, 'embed', embed)
+  known = {}
+  for texts in (['a', 'ccc', 'a'], ['bb', 'a'], ['ccc']):
+    got = prepared._vectors(None, known, texts)
+    np.testing.assert_array_equal(got, [[len(t), 1] for t in texts])
+  assert seen == ['a', 'ccc', 'bb']
