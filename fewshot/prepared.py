@@ -206,6 +206,11 @@ def data_of(p: Prepared, split: int) -> dict[str, tasks.Encoded]:
     found['plain'] = more(p.task, [one])
   if c.unlabelled:
     rows = tasks.unlabelled(p.task, one, c.unlabelled)
+    if len(rows) < c.unlabelled:
+      raise FewshotError(
+        f'config.unlabelled is {c.unlabelled}, and beside split {one.seed} the train pool of '
+        f'{p.task.name} holds {len(rows)} other examples; ask for at most as many'
+      )
     hidden = dataclasses.replace(p.task, labels=np.zeros_like(p.task.labels))
     other = one._replace(train=rows, dev=rows[:0], test=rows)
     found['unlabelled'] = more(hidden, [other], wording=p.wording)
@@ -267,12 +272,25 @@ def _with_head(p: Prepared) -> methods.Method:
   Label words are a head of their own.
   """
   if p.own is not None and p.wording is not None:
+    _check_headless(p)
     return methods.chain(p.method, _words(p))
   headed = methods.chain(p.method, methods.parse(p.config.head))
   try:
     return p.method if sweeps.has_logits(p.model, p.method, p.calib) else headed
   except sweeps.ForeignHead:
     return headed
+
+
+def _check_headless(p: Prepared) -> None:
+  """Refuses a method with a head of its own, which the prompt's label words would overrule."""
+  bare = p.model.params
+  if isinstance(bare, dict) and 'head' in bare:
+    bare = {k: v for k, v in bare.items() if k != 'head'}
+  if sweeps.has_logits(p.model._replace(params=bare), p.method, p.calib):
+    raise FewshotError(
+      f'{methods.spell(p.method)} has a head of its own, and config.prompt has label words that '
+      'tell the classes apart: leave out the head, or the words'
+    )
 
 
 def _words(p: Prepared) -> methods.Method:

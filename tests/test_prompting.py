@@ -97,6 +97,8 @@ def test_prompts_are_rows_of_tables_and_records(place, capsys):
     ),
     (['calibration=content'], 'there are none, contextual, domain'),
     (['objective=hing()'], "did you mean 'hinge'"),
+    (['method=majority()', 'fit=untrained()'], 'majority() has a head of its own'),
+    (['unlabelled=50', 'program=self_training(lora())'], 'holds 12 other examples; ask for at'),
     (['unlabelled=5'], 'of programs that use unlabelled examples'),
     (
       ['max_length=1', "prompt=cloze('{text} w7 w7 {mask}', 'w2, w3, w4')"],
