@@ -60,6 +60,7 @@ def _search(config: Any, args: argparse.Namespace, lines: Sequence[str]) -> list
   from fewshot.programs import prompt_search
 
   (p,) = prepare([config])
+  assert p.wording is not None
   if args.words is None and not p.wording.prompt.words:
     raise FewshotError('templates are compared with label words; name them in config.prompt')
   if args.write is not None and p.wording.reads != 'masks':
