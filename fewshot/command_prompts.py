@@ -56,7 +56,8 @@ def _search(config: Any, args: argparse.Namespace, lines: Sequence[str]) -> list
   """The rows of all splits, each with the split's seed."""
   from fewshot import methods, models
   from fewshot.console import Bars
-  from fewshot.prepared import options, prepare
+  from fewshot.limits import options
+  from fewshot.prepared import prepare
   from fewshot.programs import prompt_search
 
   (p,) = prepare([config])

@@ -18,8 +18,9 @@ from fewshot import (
 from fewshot import config as configs
 from fewshot import sweep as sweeps
 from fewshot.adapted import Adapted
+from fewshot.limits import options
 from fewshot.objectives import classification
-from fewshot.prepared import Prepared, counted, options, plan_runs
+from fewshot.prepared import Prepared, counted, plan_runs
 from fewshot.runs import Run
 from fewshot.sweep import Result
 

@@ -11,7 +11,7 @@ from fewshot import engine, profiling
 from fewshot import sweep as sweeps
 from fewshot.engine import Programs
 from fewshot.launch.groups import Group
-from fewshot.prepared import options
+from fewshot.limits import options
 from fewshot.runs import stack
 
 

@@ -17,7 +17,8 @@ from fewshot.errors import FewshotError, cause
 from fewshot.launch import halving
 from fewshot.launch.groups import Group, Planned, retried
 from fewshot.launch.keeping import Keeper
-from fewshot.prepared import data_of, options
+from fewshot.limits import options
+from fewshot.prepared import data_of
 from fewshot.runs import Run
 from fewshot.sweep import Result
 from fewshot.writers import Log
