@@ -138,7 +138,9 @@ def _add_listings(command: arguments.Command) -> None:
   again = command('reproduce', _reproduce, 'compare published numbers with ours, or run them')
   again.add_argument('name', nargs='?', help='for example protonet-omniglot')
   again.add_argument('--check', action='store_true', help='only read the records; never train')
-  again.add_argument('--list', action='store_true', help='show every published number and ours')
+  again.add_argument('--list', action='store_true', help='show claims (NAME: those that begin so)')
+  again.add_argument('--all', action='store_true', help='--list: every published number')
+  again.add_argument('--paper', help='--list: every published number of this paper')
   again.add_argument('--pages', action='store_true', help='write experiments/*/README.md anew')
   again.add_argument(
     '--minutes', type=arguments.minutes, default=0.0, help='stop, saved, after so long'
@@ -238,9 +240,12 @@ def _reproduce(args: argparse.Namespace, rest: list[str]) -> int:
 
   if args.pages:
     return command_reproduce.pages()
-  if bool(args.name) == args.list:
+  if args.list:
+    name = args.name or ''
+    return command_reproduce.overview(name, args.paper, args.all, args.json, args.out)
+  if not args.name or args.all or args.paper:
     raise FewshotError('fewshot reproduce takes a name, or --list to see them all')
-  if args.list or args.check:
+  if args.check:
     return command_reproduce.show(args.name, args.json, args.out)
   return command_reproduce.run(args.name, args.minutes, args.out, args.json)
 
