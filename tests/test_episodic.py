@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fewshot import backbones, episode_tables, episodic, records, reproductions
+from fewshot import backbones, episode_tables, episodic, records
 from fewshot import config as configs
 from fewshot.cli import main
 from fewshot.episodes import make_pool
@@ -207,46 +207,6 @@ def test_table_marks_the_best_and_what_equals_it():
   assert '| `bad` | m |' in episode_tables.render_markdown(list(cells.values()))
 
 
-def test_every_claim_has_a_config_and_a_verdict():
-  for name, claim in reproductions.claims().items():
-    if claim['config'] is None:  # The distance of drawings needs none.
-      continue
-    path = reproductions.ROOT / claim['config']
-    settings = {
-      f'{c.test.way}-way {c.test.shot}-shot'
-      for c in configs.load(path)
-      if c.learner == claim['method']
-    }
-    assert {row['setting'] for row in claim['rows']} <= settings, name
-  assert {r['verdict'] for r in reproductions.rows()} <= {'reproduced', 'different', 'not run'}
-
-
-def test_reproduce_checks_records_and_trains_nothing(tmp_path, capsys):
-  assert main(['reproduce', '--list', '--json']) == 0
-  rows = json.loads(capsys.readouterr().out)['rows']
-  wanted = {'paper', 'table', 'method', 'task', 'setting', 'published', 'ours', 'spread', 'n',
-            'margin', 'verdict'}  # fmt: skip
-  assert rows and all(wanted <= set(r) for r in rows)
-  (row, *_) = reproductions.rows('protonet-omniglot', tmp_path)
-  assert row['verdict'] == 'not run' and 'fewshot reproduce' in row['why']
-
-
-def test_pages_say_what_the_records_say():
-  """Committed READMEs are what `fewshot reproduce --pages` writes."""
-  folders = [f.parent for f in (reproductions.ROOT / 'experiments').glob('*/records.jsonl')]
-  assert folders
-  for folder in folders:
-    page = reproductions.page(f'experiments/{folder.name}')
-    assert (folder / 'README.md').read_text(encoding='utf-8') == page
-
-
-def test_reproduce_needs_a_name(capsys):
-  assert main(['reproduce']) == 2
-  assert '--list' in capsys.readouterr().err
-  assert main(['reproduce', 'protonet-omniglt', '--check']) == 2
-  assert "did you mean 'protonet-omniglot'" in capsys.readouterr().err
-
-
 def test_fresh_sets_records_aside_and_tests_anew_from_the_same_training(tmp_path, capsys):
   path, out = write(tmp_path / 'c.py'), str(tmp_path / 'out')
   assert main(['run', path, '--out', out]) == 0
@@ -387,4 +347,3 @@ def test_records_of_splits_and_unsound_ones_are_one_line(tmp_path, capsys):
   (out / 'records.jsonl').write_text(json.dumps(record | {'training': 3}) + '\n')
   assert main(['table', str(out)]) == 2
   assert 'record 1 has no sound training' in capsys.readouterr().err
-  assert main(['reproduce', 'protonet-omniglot', '--check', '--out', str(tmp_path / 'no')]) == 2
