@@ -1,32 +1,38 @@
-"""Published numbers beside ours: what was claimed, what our records say, and a verdict."""
+"""Published numbers beside ours: what was claimed, what our records say, and a verdict.
+
+`published/claims.json` names the numbers that our configs and records answer to; the published
+value of each is looked up in `published/numbers.jsonl`, so that it stands in one place.
+"""
 
 import json
-import time
-from collections.abc import Mapping
+import statistics as moments
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from fewshot import matrices, records, statistics, summaries, tables
-from fewshot.episode_tables import cells, of_episodes, render_markdown
-from fewshot.episode_tables import setting as setting_of
+from fewshot import published, records, statistics, summaries
+from fewshot.episode_tables import setting as of_episode
 from fewshot.errors import FewshotError, nearest
-from fewshot.tables import markdown_row
 
-FILE = Path(__file__).with_name('published.json')
-ROOT = FILE.parents[1]  # Of a checkout: an installed package has no experiments.
+FILE = published.FOLDER / 'claims.json'
+ROOT = published.FOLDER.parents[1]  # Of a checkout: an installed package has no experiments.
+VERDICTS = ('reproduced', 'different', 'not comparable', 'not run')
 KEYS = (
   *('paper', 'table', 'method', 'task', 'setting', 'published', 'ours', 'spread', 'n', 'margin'),
-  *('verdict', 'why', 'schedule', 'train_s', 'name'),
+  *('verdict', 'why', 'schedule', 'train_s', 'name', 'backbone', 'metric', 'published_spread'),
+  *('published_spread_kind', 'published_n', 'spread_kind', 'difference', 'by', 'on', 'command'),
+  *('source', 'grade', 'note'),
 )
 
 
 def claims() -> dict[str, dict[str, Any]]:
-  """What is published, by the name that `fewshot reproduce` takes."""
+  """What we compare ourselves with, by the name that `fewshot reproduce` takes."""
   return json.loads(FILE.read_text(encoding='utf-8'))
 
 
 def claim(name: str) -> dict[str, Any]:
-  """The published table of that name.
+  """The claim of that name.
 
   >>> claim('protonet-omniglt')
   Traceback (most recent call last):
@@ -38,60 +44,131 @@ def claim(name: str) -> dict[str, Any]:
   return known[name]
 
 
-def rows(name: str | None = None, folder: str | Path | None = None) -> list[dict[str, Any]]:
-  """A row for each published number of `name`, or of all: with ours, the margin and the verdict.
+def rows(
+  name: str | None = None, folder: str | Path | None = None, prefix: str = ''
+) -> list[dict[str, Any]]:
+  """A row for each number that a claim answers to: published, ours, the margin and the verdict.
 
-  The verdict is 'reproduced' or 'different' by `statistics.equivalence` with the stated margin, the
-  standard error that of our episodes; 'not run' where there is no record.  Accuracies in %.
+  'reproduced' or 'different' is the verdict of `statistics.equivalence` with the stated margin; the
+  standard error is that of our episodes or splits and, where it is known, of theirs.  'not
+  comparable' is what was not measured as they did; 'not run' has no record.  Accuracies in %.
 
   Args:
+    name: of one claim; by default all.
     folder: of the records; by default the committed ones.
+    prefix: of the names of claims.
   """
   if folder and not Path(folder).is_dir():
     raise FewshotError(f'there is no folder {folder}; give that of a run, or leave --out away')
   named = claims() if name is None else {name: claim(name)}
+  chosen = {k: c for k, c in named.items() if k.startswith(prefix)}
+  if not chosen:
+    raise FewshotError(f'no claim begins with {prefix!r}; {nearest(prefix, named)}')
+  read: dict[Path, list[dict[str, Any]]] = {}  # Many claims are on the records of one folder.
   found = []
-  for label, c in named.items():
-    ours = records.read_if_any(folder or ROOT / c['records'])
-    found += [_row(label, c, row, ours) for row in c['rows']]
+  for label, c in chosen.items():
+    where = Path(folder or ROOT / c['records'])
+    if where not in read:
+      read[where] = records.read_if_any(where)
+    found += [_row(label, {**c, **row}, read[where]) for row in c['rows']]
   return found
 
 
-def _row(
-  name: str, c: Mapping[str, Any], row: Mapping[str, Any], ours: list[dict[str, Any]]
-) -> dict[str, Any]:
-  base = {'name': name} | {k: c[k] for k in ('paper', 'table', 'method', 'task')}
-  base |= {k: row[k] for k in ('setting', 'published', 'margin')}
-  match = [
-    r
-    for r in ours
-    if (r['config']['name'], r['method'], r['task'], setting_of(r))
-    == (c['experiment'], c['method'], c['task'], row['setting'])
-  ]
-  if not match:
-    why = f'no record: fewshot reproduce {name}'
-    return dict.fromkeys(KEYS) | base | {'verdict': 'not run', 'why': why}
-  record = match[-1]
-  score = record['scores']['accuracy']
-  if score['value'] is None:
-    return dict.fromkeys(KEYS) | base | {'verdict': 'different', 'why': record['status']}
-  mean, spread = 100 * score['value'], 100 * (score['spread'] or 0.0)
-  error = 0.0 if c.get('fixed') else spread / 1.96  # Published trials are no sample.
-  test = statistics.equivalence(mean, error, row['published'], row['margin'])
-  return dict.fromkeys(KEYS) | base | {
-    'ours': round(mean, 2),
-    'spread': round(spread, 2),
-    'n': score['n'],
-    'verdict': test.verdict,
-    'why': _why(test, bool(c.get('fixed'))),
-    'schedule': _schedule(c, record),
-    'train_s': record['timings'].get('train_s'),
-  }  # fmt: skip
+def _row(name: str, c: Mapping[str, Any], found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+  """One comparison; `c` is the claim with what one of its rows adds."""
+  theirs = published.find(**{f: c[f] for f in published.NAMED if f in c})
+  base = dict.fromkeys(KEYS) | _published(theirs)
+  base |= {'name': name, 'margin': c['margin'], 'by': c['by'], 'on': c['on']}
+  base['command'] = f'fewshot reproduce {name}'
+  ours = measure([r for r in found if _answers(r, c)])
+  if ours is None:
+    why = f'needs {c["lacks"]}' if 'lacks' in c else f'no record: {base["command"]}'
+    return base | {'verdict': 'not run', 'why': why}
+  if ours.value is None:
+    return base | {'verdict': 'different', 'why': ours.status}
+  error = 0.0 if c.get('fixed') else (ours.error**2 + theirs.error**2) ** 0.5
+  test = statistics.equivalence(ours.value, error, theirs.value, c['margin'])
+  verdict = 'not comparable' if 'differs' in c else test.verdict
+  return base | {
+    'ours': round(ours.value, 2),
+    'spread': round(ours.spread, 2),
+    'spread_kind': ours.kind,
+    'n': ours.n,
+    'difference': round(test.difference, 2),
+    'verdict': verdict,
+    'why': _why(test, c),
+    'schedule': _schedule(c, ours.last),
+    'train_s': ours.seconds,
+  }
 
 
-def _why(test: Any, fixed: bool) -> str:
+def _published(n: published.Number) -> dict[str, Any]:
+  """The fields of a row that the published number alone decides."""
+  same = ('paper', 'table', 'method', 'task', 'setting', 'backbone', 'metric', 'source', 'grade')
+  return {f: getattr(n, f) for f in (*same, 'note')} | {
+    'published': n.value,
+    'published_spread': n.spread,
+    'published_spread_kind': n.spread_kind,
+    'published_n': n.n,
+  }
+
+
+def _answers(record: Mapping[str, Any], c: Mapping[str, Any]) -> bool:
+  """Whether a record is of the experiment, method, task and setting of a claim's row."""
+  split = record['split']
+  at = of_episode(record) if 'way' in split else f'K={split["k"]}'
+  want = (c['experiment'], c['by'], c['on'], c.get('at', c['setting']))
+  said = (record['config']['name'], record['method'], record['task'], at)
+  return said == want and c.get('model', record['model']) == record['model']
+
+
+class Measured(NamedTuple):
+  """What our records of one cell come to, in %."""
+
+  value: float | None
+  spread: float
+  kind: str  # 'episode-ci95': half of a 95 % interval; 'split-std', 'seed-std': ddof = 1.
+  n: int
+  error: float  # The standard error of the value.
+  status: str
+  seconds: float | None
+  last: Mapping[str, Any]
+
+
+def measure(found: Sequence[Mapping[str, Any]]) -> Measured | None:
+  """The mean of records of one cell: of the last run of episodes, or over all splits.
+
+  >>> cell = {'split': {'k': 1}, 'seed': 0, 'status': 'ok', 'timings': {}}
+  >>> runs = [{**cell, 'id': s, 'split': {'seed': s}, 'scores': {'accuracy': {'value': v}}}
+  ...         for s, v in [(0, 0.5), (1, 0.75)]]
+  >>> measure(runs)[:5]
+  (62.5, 17.67766952966369, 'split-std', 2, 12.5)
+  """
+  if not found:
+    return None
+  last = found[-1]
+  if 'way' in last['split']:
+    score, seconds = last['scores']['accuracy'], last['timings'].get('train_s')
+    if score['value'] is None:
+      return Measured(None, 0.0, score['kind'], 0, 0.0, last['status'], seconds, last)
+    spread = 100 * (score['spread'] or 0.0)
+    value, n = 100 * score['value'], score['n']
+    return Measured(value, spread, score['kind'], n, spread / 1.96, 'ok', seconds, last)
+  runs = list({r['id']: r for r in found}.values())
+  seconds = sum(r['timings'].get('seconds') or 0.0 for r in runs)
+  values, kind = summaries.accuracies(runs)
+  if not values:
+    return Measured(None, 0.0, kind, 0, 0.0, last['status'], seconds, last)
+  spread = 100 * moments.stdev(values) if len(values) > 1 else 0.0
+  value, n = 100 * moments.fmean(values), len(values)
+  return Measured(value, spread, kind, n, spread / n**0.5, 'ok', seconds, last)
+
+
+def _why(test: statistics.Equivalence, c: Mapping[str, Any]) -> str:
   """The difference, and how likely it is that of means further apart than the margin."""
-  if fixed:
+  if 'differs' in c:
+    return c['differs']
+  if c.get('fixed'):
     return f'difference {test.difference:+.2f} on the same fixed trials'
   p = f'p = {test.p:.2g}'
   if not 0.001 <= test.p <= 0.999:
@@ -101,12 +178,67 @@ def _why(test: Any, fixed: bool) -> str:
 
 def _schedule(c: Mapping[str, Any], record: Mapping[str, Any]) -> str:
   """How long ours was trained and, where theirs took longer, that it is shorter."""
-  if not c['schedule']:
+  if not record.get('training', {}).get('steps'):
     return ''
-  steps, tasks = record['training']['steps'], record['config']['train']['meta_batch']
-  ours = f'{steps:,} steps of {tasks} task' + ('s' if tasks > 1 else '')
-  short = c['steps'] and steps < c['steps']
+  steps, train = record['training']['steps'], record['config']['train']
+  many = f'{train["images"]} images' if train['images'] else f'{train["meta_batch"]} tasks'
+  ours = f'{steps:,} steps of {"1 task" if many == "1 tasks" else many}'
+  if 'schedule' not in c:
+    return f'{ours}; theirs is not stated'
+  short = steps < c.get('steps', 0)
   return f'{ours}; theirs: {c["schedule"]}' + (' (ours is shorter)' if short else '')
+
+
+def everything(folder: str | Path | None = None, paper: str | None = None) -> list[dict[str, Any]]:
+  """A row for each published number there is: those of the claims, then those that none answers to.
+
+  Raises:
+    FewshotError: there is no such folder or no such paper.
+  """
+  known = published.of_paper(paper) if paper else published.numbers()
+  claimed = [r for r in rows(folder=folder) if paper in (None, r['paper'])]
+  done = {tuple(r[f] for f in published.NAMED) for r in claimed}
+  rest = [n for n in known if tuple(getattr(n, f) for f in published.NAMED) not in done]
+  return claimed + [
+    dict.fromkeys(KEYS) | _published(n) | {'verdict': 'not run', 'why': unclaimed(n)} for n in rest
+  ]
+
+
+def unclaimed(number: published.Number) -> str:
+  """Why nothing was run for a number that no claim answers to."""
+  needed = published.needs(number)
+  return f'needs {" and ".join(needed)}' if needed else 'all is at hand, but no config'
+
+
+def papers(found: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """A row for each paper: how many numbers, their verdicts, and what the rest needs.
+
+  Args:
+    found: as `everything` gives them; a number that two claims answer to counts once.
+  """
+  numbers = {tuple(getattr(n, f) for f in published.NAMED): n for n in published.numbers()}
+  of: dict[str, dict[tuple[Any, ...], Mapping[str, Any]]] = {}
+  for r in found:
+    key = tuple(r[f] for f in published.NAMED)
+    kept = of.setdefault(r['paper'], {})
+    if key not in kept or VERDICTS.index(r['verdict']) < VERDICTS.index(kept[key]['verdict']):
+      kept[key] = r
+  said = []
+  for paper, kept in of.items():
+    count = Counter(r['verdict'] for r in kept.values())
+    needed = [
+      published.needs(numbers[key]) or ['to be run' if r['name'] else 'a config']
+      for key, r in kept.items()
+      if r['verdict'] == 'not run'
+    ]
+    said.append({
+      'paper': paper,
+      'numbers': len(kept),
+      **{verdict: count[verdict] for verdict in VERDICTS},
+      'needs': published.summed(needed),
+      'abstract': all(r['grade'] == 'abstract' for r in kept.values()),
+    })  # fmt: skip
+  return said
 
 
 def measured(row: Mapping[str, Any]) -> str:
@@ -116,73 +248,10 @@ def measured(row: Mapping[str, Any]) -> str:
   return f'{row["ours"]:.2f} ± {row["spread"]:.2f} (n = {row["n"]:,})'
 
 
-def write_pages() -> list[Path]:
-  """Writes README.md of every folder of committed records, from those records alone."""
-  written = []
-  for file in sorted((ROOT / 'experiments').glob(f'*/{records.NAME}')):
-    written.append(file.with_name('README.md'))
-    records.replace(written[-1], page(str(file.parent.relative_to(ROOT))).encode())
-  return written
-
-
-def page(folder: str) -> str:
-  """The README of a folder of records, such as 'experiments/omniglot': claims, commands, tables."""
-  found = records.read(ROOT / folder)
-  parts = [
-    f'# {Path(folder).name}',
-    '',
-    'Written by `fewshot reproduce --pages` from the records.',
-    '',
-  ]
-  for name, c in claims().items():
-    if c['records'] == folder:
-      parts += _claimed(name, c)
-  if of_episodes(found):
-    parts += ['## Everything that was measured', '', render_markdown(cells(found))]
-    parts.append(_trained_on(found))
-  else:
-    parts += _compared(found)
-  for file in sorted((ROOT / folder).glob('*overlap.md')):
-    picture = file.with_suffix('.png').name
-    parts += ['## Overlap', '', file.read_text(encoding='utf-8'), f'![overlap]({picture})', '']
-  return '\n'.join([*parts, ''])
-
-
-def _compared(found: list[dict[str, Any]]) -> list[str]:
-  """The tables of runs on splits, by config."""
-  parts: list[str] = []
-  for name in dict.fromkeys(r['config']['name'] for r in found):
-    rows = summaries.summarise(r for r in found if r['config']['name'] == name)
-    parts += [f'## {name}', '', matrices.render_markdown(rows), tables.render_markdown(rows), '']
-  return parts
-
-
-def _trained_on(found: list[dict[str, Any]]) -> str:
-  """How long the trainings took, and on what."""
-  used = {(r['machine']['cores'], r['machine']['device']) for r in found if 'machine' in r}
-  seconds = {r['training']['name']: r['timings'].get('train_s', 0) for r in found}
-  on = ' and '.join(f'{device}, {cores} cores' for cores, device in sorted(used))
-  minutes = f'{sum(seconds.values()) / 60:,.0f}'
-  return f'Trained for {minutes} minutes in all on {on}, shared with other work.'
-
-
-def _claimed(name: str, c: Mapping[str, Any]) -> list[str]:
-  lines = [f'## {name}', '', f'{c["paper"]}, table {c["table"]} (as quoted by {c["source"]}).', '']
-  lines += ['```sh', f'fewshot reproduce {name}']
-  if c['config']:
-    lines[-1] += ' --minutes 10   # on a CPU, as often as it takes; on a GPU without --minutes'
-  lines += ['```', '']
-  lines.append('| setting | published | ours (95 % CI) | margin | verdict | schedule |')
-  lines.append('| --- | ---: | ---: | ---: | --- | --- |')
-  for r in rows(name):
-    verdict = f'{r["verdict"]} ({r["why"]})'
-    row = [r['setting'], r['published'], measured(r), r['margin'], verdict, r['schedule'] or '–']
-    lines.append(markdown_row(map(str, row)))
-  return [*lines, '']
-
-
 def hausdorff_record() -> dict[str, Any]:
   """The record of the modified Hausdorff distance on the published runs, 105 x 105 pixels."""
+  import time
+
   from fewshot import data
   from fewshot.data import hausdorff
   from fewshot.episodes import ledger, ledger_hash
