@@ -52,8 +52,9 @@ class Number(NamedTuple):
       return 0.0
     if self.spread_kind == 'episode-ci95':
       return self.spread / 1.96
+    n = self.n or 1
     deviation = self.spread_kind in ('split-std', 'seed-std')
-    return self.spread / (self.n - 1) ** 0.5 if deviation and (self.n or 0) > 1 else 0.0
+    return self.spread / (n - 1) ** 0.5 if deviation and n > 1 else 0.0
 
 
 @functools.cache
@@ -69,12 +70,18 @@ def numbers() -> tuple[Number, ...]:
 
 def _numbers(shared: dict[str, Any]) -> list[Number]:
   rows = shared.pop('rows')
-  missing = dict.fromkeys(('backbone', 'spread_kind', 'note'))
+  missing: dict[str, Any] = dict.fromkeys(('backbone', 'spread_kind', 'note'))
   found = []
   for task, setting, value, *more in rows:
     spread, n = (*more, None, None)[:2]
     kind = shared.get('spread_kind') if spread is not None else None
-    own = {'task': task, 'setting': setting, 'value': value, 'spread': spread, 'n': n}
+    own: dict[str, Any] = {
+      'task': task,
+      'setting': setting,
+      'value': value,
+      'spread': spread,
+      'n': n,
+    }
     found.append(Number(**missing | shared | own | {'spread_kind': kind}))
   return found
 
