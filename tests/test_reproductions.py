@@ -22,6 +22,7 @@ from fewshot import (
 from fewshot import config as configs
 from fewshot.cli import main
 from fewshot.errors import FewshotError
+from tests.test_docs import run_blocks
 
 
 def test_every_published_number_is_sound():
@@ -56,6 +57,11 @@ def test_numbers_are_what_their_sources_say():
   assert (minilm.value, minilm.spread, minilm.n, minilm.grade) == (71.6335, 3.6713, 10, 'A')
   tim = published.of_paper('tim')[0]
   assert (tim.spread, tim.n, tim.error) == (None, 10_000, 0.0)
+
+
+def test_the_page_runs(tmp_path, capsys):
+  number = run_blocks('docs/reproductions.md', tmp_path)['number']
+  assert number.value == 84.8 and "['weights of RoBERTa-large']" in capsys.readouterr().out
 
 
 def test_standard_errors_of_published_numbers():
