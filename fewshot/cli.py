@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from fewshot import __version__, arguments, command_prompts, table_options
+from fewshot import __version__, arguments, command_prompts, command_report, table_options
 from fewshot.errors import FewshotError, nearest
 
 
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
   arguments.add_runs(command)
   _add_listings(command)
   _add_files(command)
+  command_report.add(command)
 
   doctor = command('doctor', _doctor, 'say what this machine has and what is missing')
   doctor.add_argument('--json', action='store_true', help='print one JSON value')
