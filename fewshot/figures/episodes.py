@@ -22,18 +22,20 @@ def histograms(section: Sequence[Group]) -> 'Figure | None':
     return None
   values = [100 * np.array([x for x in g.records[0]['episodes'] if x is not None]) for g in drawn]
   edges = bins(drawn[0].records[0]['split'], min(float(v.min()) for v in values))
-  figure, panels = style.new(0.7 + 0.82 * len(drawn), len(drawn), sharex=True, sharey=True)
+  figure, panels = style.new(0.75 + 0.92 * len(drawn), len(drawn), sharex=True, sharey=True)
   for axes, g, accuracies in zip(panels, drawn, values, strict=True):
     axes.hist(accuracies, edges, color=style.SKY, edgecolor='white', lw=0.4)
     mean, half = 100 * (g.row.mean or 0), 100 * (g.half or 0)
     axes.axvspan(mean - half, mean + half, color=style.BLUE, alpha=0.25, lw=0)
     axes.axvline(mean, color=style.BLUE, lw=1.3)
-    text = f'{mean:.2f} ± {half:.2f} %, n = {len(accuracies):,}'
-    axes.set_title(f'{style.wrapped(g.label, 46, 1)}   {text}', fontsize=7.5, fontweight='normal')
+    text = f'{style.wrapped(g.label, lines=1)}\n{mean:.2f} ± {half:.2f} %, n = {len(accuracies):,}'
+    axes.set_title(text, fontsize=7.5, fontweight='normal')
     axes.grid(False)
     axes.yaxis.set_major_locator(_few())
-  panels[-1].set_xlabel('accuracy of an episode (%); ± and shade: half 95 % interval of the mean')
+  panels[-1].set_xlabel('accuracy of an episode (%)')
   figure.supylabel('episodes', fontsize=9, color=style.INK)
+  note = 'line, shade and ±: mean and half of its 95 % interval over n episodes'
+  figure.suptitle(note, x=0.98, ha='right', fontsize=7.5, color=style.GREY)
   return figure
 
 

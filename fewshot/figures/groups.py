@@ -26,20 +26,19 @@ class Group(NamedTuple):
     row = self.row
     if row.std is None or row.kind == EPISODES:
       return row.std
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return float(t.ppf(0.975, row.n - 1) * row.std / row.n**0.5)
+    return float(stdtrit(row.n - 1, 0.975) * row.std / row.n**0.5)
 
   @property
   def spread(self) -> str:
     """What its ± is, in words, with n."""
     row = self.row
     if row.kind == EPISODES:
-      return f'half 95 % interval, n = {row.n:,} episodes'
-    unit = row.kind.removesuffix('-std')
+      return f'half of the 95 % interval, n = {row.n:,} episodes'
     if row.std is None:
-      return f'no spread, n = {row.n} {unit}'
-    return f'std, n = {row.n} {unit}s'
+      return f'no spread, n = {row.n}'
+    return f'std, n = {row.n} {row.kind.removesuffix("-std")}s'
 
 
 def groups(records: Iterable[Record]) -> list[Group]:

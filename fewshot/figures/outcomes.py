@@ -107,9 +107,9 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], note: str) -> 'Figure'
   """
   n, named = len(classes), len(classes) <= NAMED
   shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-  figure, (axes,) = style.new(1.6 + min(2.9, 0.5 * n))
+  figure, (axes,) = style.new(1.3 + min(2.7, 0.42 * n))
   axes.grid(False)
-  image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=100, interpolation='none')
+  image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=100, aspect='auto', interpolation='none')
   names = [style.wrapped(c, 16, 1) for c in classes]
   if named:
     axes.set_xticks(range(n), names, rotation=40, ha='right', rotation_mode='anchor')

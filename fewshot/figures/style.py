@@ -19,7 +19,7 @@ SERIES = (
   (ORANGE, 'v', '-'), (SKY, 'P', '--'), (INK, 'X', '-.'), (GREY, 'h', ':'),
 )  # fmt: skip
 WIDTH = 4.7  # Inches: a column of a paper, and of a page on a telephone.
-LABEL = 58  # Characters of a line of a legend.
+LABEL = 64  # Characters of a line of a legend.
 STYLE: dict[str, Any] = {
   'font.size': 9,
   'axes.spines.top': False,
@@ -109,7 +109,7 @@ def wrapped(label: str, width: int = LABEL, lines: int = 2) -> str:
 
 def note(axes: 'Axes', text: str) -> None:
   """A quiet line above the panel: what bars and bands are, of how many."""
-  axes.set_title(wrapped(text, 82), fontsize=7.5, fontweight='normal', color=GREY)
+  axes.set_title(wrapped(text, 74), fontsize=7.5, fontweight='normal', color=GREY)
 
 
 def legend(figure: 'Figure', handles: list[Any], labels: list[str]) -> None:

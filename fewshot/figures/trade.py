@@ -11,7 +11,11 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
+BARS = 12  # Methods of which every one has its interval; of more only the front.
 MOST = 8  # Series of a figure: as many as there are colours to tell apart.
+
+
+Point = tuple[float, float]
 
 
 def pareto(section: Sequence[Group]) -> 'Figure | None':
@@ -27,7 +31,7 @@ def seconds(section: Sequence[Group]) -> 'Figure | None':
   return _trade(known, lambda g: float(g.row.seconds or 0), f'seconds {what}')
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
+def front(points: Sequence[Point]) -> list[int]:
   """Which (cost, value) no other beats: none costs less or the same and is worth more.
 
   In order of cost; of equal points the first.
@@ -49,32 +53,45 @@ def _trade(known: Sequence[Group], cost: Callable[[Group], float], what: str) ->
   least = min(cost(g) for g in known if cost(g))
   zero = 10 ** (math.floor(math.log10(least)) - 1)  # Where a logarithmic axis shows 0.
   points = [(max(cost(g), zero), 100 * (g.row.mean or 0)) for g in known]
-  ahead = front(points)
+  order = front(points)
+  ahead = [points[i] for i in order]
+  few = len(known) <= BARS
   figure, (axes,) = style.new(2.9)
-  for (x, y), g in zip(points, known, strict=True):
-    bar = None if g.half is None else 100 * g.half
-    axes.errorbar(x, y, bar, color=style.GREY, elinewidth=0.7, marker='o', ms=3.2, alpha=0.55)
-  xs, ys = zip(*(points[i] for i in ahead), strict=True)
-  axes.step(xs, ys, where='post', color=style.BLUE, lw=1.2, zorder=3)
-  axes.scatter(xs, ys, 30, style.BLUE, zorder=4, edgecolors='white', lw=0.7)
-  for n, at in enumerate(zip(xs, ys, strict=True), 1):
-    axes.annotate(
-      f'{n}', at, (-6, 4), textcoords='offset points', ha='center', color=style.BLUE,
-      fontsize=8, fontweight='bold', zorder=5,
-    )  # fmt: skip
+  pairs = zip(points, known, strict=True)
+  halves = [100 * (g.half or 0) * (few or p in ahead) for p, g in pairs]
+  _marks(axes, points, halves, ahead)
   axes.margins(0.06, 0.1)
   _logarithmic(axes, zero, max(x for x, _ in points) / min(x for x, _ in points))
   axes.set_xlabel(what)
   axes.set_ylabel('accuracy (%)')
-  style.note(axes, f'bars: {_intervals(known)}; line: the front')
-  shown = [f'{n}  {known[i].label}' for n, i in enumerate(ahead, 1)]
+  of = '' if few else ', of the front alone'
+  style.note(axes, f'bars: {_intervals(known)}{of}; line: the front')
+  shown = [f'{n} {known[i].label}' for n, i in enumerate(order, 1)]
   _key(figure, shown[:MOST] + [f'and {len(shown) - MOST} more'] * (len(shown) > MOST))
   return figure
 
 
+def _marks(
+  axes: 'Axes', points: Sequence[Point], halves: Sequence[float], ahead: Sequence[Point]
+) -> None:
+  """All points with their intervals in grey, the front as a line with numbers."""
+  xs, ys = zip(*points, strict=True)
+  axes.errorbar(xs, ys, halves, color=style.GREY, elinewidth=0.7, ls='none', alpha=0.55)
+  axes.scatter(xs, ys, 11, style.GREY, alpha=0.55, lw=0)
+  xs, ys = zip(*ahead, strict=True)
+  axes.step(xs, ys, where='post', color=style.BLUE, lw=1.2, zorder=3)
+  axes.scatter(xs, ys, 30, style.BLUE, zorder=4, edgecolors='white', lw=0.7)
+  for n, at in enumerate(ahead, 1):
+    aside = (-6, 4) if n % 2 else (6, -11)  # Neighbours on different sides.
+    axes.annotate(
+      f'{n}', at, aside, textcoords='offset points', ha='center', color=style.BLUE,
+      fontsize=8, fontweight='bold', zorder=5,
+    )  # fmt: skip
+
+
 def _logarithmic(axes: 'Axes', zero: float, ratio: float) -> None:
   """A logarithmic axis with its numbers spelled out, and 0 where `zero` stands."""
-  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+  from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
   def text(x: float, position: int | None = None) -> str:
     return '0' if abs(x - zero) < zero / 100 else _short(x)
@@ -83,7 +100,7 @@ def _logarithmic(axes: 'Axes', zero: float, ratio: float) -> None:
   subs = (1.0, 2.0, 5.0) if ratio < 200 else (1.0,)
   axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=7))
   axes.xaxis.set_major_formatter(FuncFormatter(text))
-  axes.xaxis.set_minor_formatter(NullFormatter())
+  axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _short(x: float) -> str:

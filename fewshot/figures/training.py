@@ -58,7 +58,7 @@ def mask(modules: Mapping[str, Sequence[int]], label: str) -> 'Figure | None':
     label: the method.
   """
   cells, outside = by_layer(modules)
-  if not cells:
+  if not any(cells.values()):
     return None
   layers = list(dict.fromkeys(layer for layer, _ in cells))
   names = list(dict.fromkeys(name for _, name in cells))
@@ -67,7 +67,7 @@ def mask(modules: Mapping[str, Sequence[int]], label: str) -> 'Figure | None':
     values[layers.index(layer), names.index(name)] = share
   figure, (axes,) = style.new(1.5 + 0.19 * min(len(layers), 40))
   axes.grid(False)
-  top = max(float(np.nanmax(values)), 1e-9)
+  top = float(np.nanmax(values))
   image = axes.imshow(values, cmap='Blues', vmin=0, vmax=top, aspect='auto', interpolation='none')
   axes.set_xticks(range(len(names)), names, rotation=40, ha='right', rotation_mode='anchor')
   axes.set_yticks(range(len(layers)), layers)
@@ -75,11 +75,11 @@ def mask(modules: Mapping[str, Sequence[int]], label: str) -> 'Figure | None':
     for (i, j), x in np.ndenumerate(values):
       if x == x:
         shade = '#ffffff' if x > 0.55 * top else '#000000'
-        axes.text(j, i, _share(x), ha='center', va='center', fontsize=6.5, color=shade)
-  figure.colorbar(image, ax=axes, pad=0.02).set_label("trained, % of the module's parameters")
-  beyond = ', '.join(f'{k} {_share(x)} %' for k, x in outside.items())
+        axes.text(j, i, _share(x)[:-2], ha='center', va='center', fontsize=6.5, color=shade)
+  figure.colorbar(image, ax=axes, pad=0.02).set_label('trained (%)')
+  beyond = ', '.join(f'{k} {_share(x)}' for k, x in outside.items() if x > 0) or 'nothing'
   axes.set_title(style.wrapped(label, 64), fontsize=8)
-  axes.set_xlabel(style.wrapped(f'outside the layers: {beyond}', 80, 3) if beyond else '')
+  axes.set_xlabel(style.wrapped(f'beside these train: {beyond}', 80, 3))
   axes.xaxis.label.set_fontsize(7)
   return figure
 
@@ -106,5 +106,5 @@ def by_layer(
 
 def _share(x: float) -> str:
   if x == float('inf'):
-    return 'new'
-  return '0' if x == 0 else f'{x:.2g}' if x < 10 else f'{x:.0f}'
+    return '(new)'
+  return f'{x:.2g} %' if x < 10 else f'{x:.0f} %'
