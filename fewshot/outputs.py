@@ -162,7 +162,8 @@ def by_module(trained: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str,
 
 def _command() -> str | None:
   """The command line, where it is one of fewshot's and gives nothing of the machine away."""
-  if Path(sys.argv[0]).name not in ('fewshot', '__main__.py'):
+  program = Path(sys.argv[0])
+  if program.name != 'fewshot' and program.parts[-2:] != ('fewshot', '__main__.py'):
     return None
   with contextlib.suppress(FewshotError):
     for arg in sys.argv[1:]:
