@@ -14,7 +14,7 @@ from fewshot.figures.outcomes import probabilities
 from fewshot.summaries import Record
 
 POINTS = 200_000  # Of all curves together.
-PREDICTIONS = 400_000  # Of all runs together.
+PREDICTIONS = 1_000_000  # Of all runs together.
 CHARACTERS = 6_000_000  # Of all test texts together.
 BINS = 25  # Of a run's episodes.
 SHARED = ('versions', 'hashes')

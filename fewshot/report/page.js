@@ -44,6 +44,10 @@
     if (row.mean !== null) best.set(place(row), Math.max(best.get(place(row)) ?? -1, row.mean));
   });
   runs.forEach((run, i) => rows[run.row].members.push(i));
+  // Settings in the order of the records, the best first in each.
+  const settings = distinct(rows.map(place));
+  const rank = new Map(settings.map((name, i) => [name, i]));
+  const ranked = [...rows].sort((a, b) => rank.get(place(a)) - rank.get(place(b)) || (b.mean ?? -1) - (a.mean ?? -1) || a.at - b.at);
   const episodic = rows.some((row) => row.spread.includes('episodes'));
   const digits = episodic ? 2 : 1;
 
@@ -70,8 +74,8 @@
   const columns = [
     { name: 'method', text: true, value: (r) => r.label, cell: opener },
     { name: 'task', text: true, value: (r) => r.task, constant: true },
-    { name: 'model', text: true, value: (r) => r.model, constant: true },
-    { name: 'prompt', text: true, value: (r) => r.prompt, constant: true },
+    { name: 'model', text: true, value: (r) => r.model, constant: true, fold: true },
+    { name: 'prompt', text: true, value: (r) => r.prompt, constant: true, fold: true },
     { name: episodic ? 'setting' : 'K', text: episodic, value: (r) => (episodic ? r.setting : r.k), constant: true },
     { name: 'accuracy (%)', value: (r) => r.mean, cell: accuracy },
     { name: 'mean ± spread', value: null, cell: interval },
@@ -84,7 +88,11 @@
   ].filter((c) => c.value === null || (c.constant ? distinct(rows.map(c.value)).length > 1 : rows.some((r) => c.value(r) !== null)));
 
   function opener(row) {
-    return make('button.open', { type: 'button', onclick: () => openRow(row, row.members[0]) }, row.label);
+    return make('button.open', { type: 'button', onclick: () => openRow(row, row.members[0]) }, ...spelled(row.label));
+  }
+  // A spelling may break after what opens a call or names an argument.
+  function spelled(label) {
+    return label.split(/(?<=[(=|/])(?!\))/).flatMap((part) => [part, make('wbr')]);
   }
   function accuracy(row) {
     if (row.mean === null) return NONE;
@@ -93,7 +101,7 @@
   }
 
   const state = { column: null, down: false, limit: STEP, words: '', chosen: {}, trouble: false };
-  const passing = () => rows.filter((row) =>
+  const passing = () => ranked.filter((row) =>
     state.words.split(/\s+/).every((w) => row.words.includes(w))
     && Object.entries(state.chosen).every(([field, value]) => value === '' || String(row[field]) === value)
     && (!state.trouble || trouble(row)));
@@ -130,7 +138,7 @@
     const found = sorted(passing());
     const lines = found.slice(0, state.limit).map((row) => make('tr', {}, ...columns.map((column) => {
       const content = column.cell ? column.cell(row) : String(column.value(row));
-      return make(column.text ? 'td.text' : 'td', {}, content);
+      return make(column.fold ? 'td.text.fold' : column.text ? 'td.text' : 'td', {}, content);
     })));
     document.querySelector('#table tbody').replaceChildren(...lines);
     const shown = Math.min(state.limit, found.length);
@@ -210,7 +218,7 @@
       for (const line of body.children) line.setAttribute('aria-current', line.dataset.run === String(at));
       detail.replaceChildren(...describe(runs[at]));
     }
-    dialog.replaceChildren(make('div', {}, close, make('h2', { id: 'dialog-title' }, row.label),
+    dialog.replaceChildren(make('div', {}, close, make('h2', { id: 'dialog-title' }, ...spelled(row.label)),
       make('p.note', {}, about), make('p', {}, summary),
       make('div.scroll.runs', { tabindex: '0', role: 'region', 'aria-label': 'Runs' }, table), detail));
     if (run) select(index);

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 SECTIONS = 6  # Of which figures are drawn: those with most rows.
-MASKS = 3  # Methods of a section whose trained modules are drawn.
+MASKS = 6  # Methods whose trained modules are drawn.
 TITLES = {
   'pareto': 'Accuracy against trained parameters',
   'seconds': 'Accuracy against seconds',
@@ -26,7 +26,7 @@ TITLES = {
   'episodes': 'Accuracy over episodes',
   'confusion': 'What is taken for what',
   'calibration': 'Calibration',
-  'masks': 'What trains',
+  'masks': 'Trained share of each module',
 }
 # The page gives these colours by its theme.
 THEMED = {
@@ -57,12 +57,24 @@ def drawn(folder: Path, found: Sequence[Group], kinds: Sequence[str] = ()) -> It
     for section in _largest(figures.sections(found, by_shots=False)):
       if figure := figures.shots(section):
         yield Picture(figures.title(section, by_shots=False), 'shots', figure)
+  if 'masks' in wanted:
+    yield from _masks(folder, found)
 
 
 def _largest(sections: list[list[Group]]) -> list[list[Group]]:
   """The sections with most rows, in their order."""
   order = sorted(range(len(sections)), key=lambda i: -len(sections[i]))[:SECTIONS]
   return [sections[i] for i in sorted(order)]
+
+
+def _masks(folder: Path, found: Sequence[Group]) -> Iterator[Picture]:
+  """Which modules train, by the methods that are best in a section, each once."""
+  ranked = [g for section in _largest(figures.sections(found)) for g in best(section, MASKS)]
+  first = {(g.row.model, g.row.method): g for g in reversed(ranked) if g.row.trained}
+  for g in sorted(first.values(), key=lambda g: (g.row.model, -(g.row.mean or 0)))[:MASKS]:
+    kept = outputs.preflight(folder, g.records[0])
+    if kept and (figure := figures.mask(kept['modules'], g.row.method)):
+      yield Picture(f'What trains of {g.row.model}', 'masks', figure)
 
 
 def _of_outputs(
@@ -75,12 +87,6 @@ def _of_outputs(
       if pooled := _pooled(folder, g):
         yield from ((k, f) for k, f in _of_predictions(g, *pooled) if k in wanted)
         break
-  if 'masks' in wanted:
-    kept = ((g, outputs.preflight(folder, g.records[0])) for g in ranked if g.row.trained)
-    several = ((g, k) for g, k in kept if k)
-    for (g, k), _ in zip(several, range(MASKS), strict=False):
-      if figure := figures.mask(k['modules'], g.label):
-        yield 'masks', figure
 
 
 def _pooled(folder: Path, g: Group) -> tuple[dict[str, Any], list[Any], list[Any]] | None:
@@ -113,7 +119,7 @@ def inline(picture: Picture, number: int) -> str:
   """A figure as HTML: SVG whose colours are the page's, with a caption."""
   svg = figures.render(picture.figure, salt=f'fewshot-{number}').decode()
   svg = svg[svg.index('<svg') :]
-  svg = re.sub(r' id="[a-z]+[\dA-Za-z]*_\d+"|<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
+  svg = re.sub(r'(?<=<g) id="[^"]*"|<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
   svg = re.sub(r' (width|height)="[\d.]+pt"', '', svg, count=2)
   for colour, name in THEMED.items():
     svg = svg.replace(colour, f'var(--{name})')
