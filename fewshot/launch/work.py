@@ -10,7 +10,16 @@ from typing import Any
 
 import jax
 
-from fewshot import checkpoint, engine, experiment, parallel, programs, records, stopping
+from fewshot import (
+  checkpoint,
+  engine,
+  experiment,
+  outputs,
+  parallel,
+  programs,
+  records,
+  stopping,
+)
 from fewshot import sweep as sweeps
 from fewshot.engine import Options, Programs, Progress
 from fewshot.errors import FewshotError, cause
@@ -18,7 +27,7 @@ from fewshot.launch import halving
 from fewshot.launch.groups import Group, Planned, retried
 from fewshot.launch.keeping import Keeper
 from fewshot.limits import options
-from fewshot.prepared import data_of
+from fewshot.prepared import Prepared, data_of
 from fewshot.runs import Run
 from fewshot.sweep import Result
 from fewshot.writers import Log
@@ -93,7 +102,11 @@ def _staged(
     )  # fmt: skip
     timings = {'seconds': time.monotonic() - start}
     result = Result(run, outcome.logits(), None, None, p.method, {}, {}, timings, {})
-    yield experiment.record(p, result._replace(stages=tuple(outcome.notes)), [result])
+    result = result._replace(stages=tuple(outcome.notes))
+    record = experiment.record(p, result, [result])
+    if writes:
+      outputs.save(out, p, record, result)
+    yield record
 
 
 def _swept(
@@ -107,9 +120,8 @@ def _swept(
   for attempt in range(retries + 1):
     for record, result in computed(device, todo, attempt, known):
       known[record['id']] = record
-      p = todo[record['id']].row
-      if p.config.checkpoints and record['status'] == 'ok' and writes:
-        checkpoint.save(experiment.adapted(p, result), out / 'checkpoints' / record['id'])
+      if writes:
+        _keep(out, todo[record['id']].row, record, result)
       yield record
     dead = {id: known[id] for id in todo if known[id]['status'] != 'ok'}
     if not dead:
@@ -119,6 +131,14 @@ def _swept(
     todo = {experiment.retry_id(id, n): retried(group.runs[id], n) for id in again}
   if writes:
     device.forget()
+
+
+def _keep(out: Path, p: Prepared, record: Record, result: Result) -> None:
+  """What is kept of a run beside its record: its outputs and, if wanted, what it trained."""
+  if record['status'] in ('ok', 'collapsed'):
+    outputs.save(out, p, record, result)
+  if p.config.checkpoints and record['status'] == 'ok':
+    checkpoint.save(experiment.adapted(p, result), out / 'checkpoints' / record['id'])
 
 
 def first_id(record: Mapping[str, Any]) -> str:
