@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.errors import FewshotError
-from fewshot.plots import GREY, MEAN, RULE, STYLE
+from fewshot.figures.dots import STYLE
+from fewshot.figures.style import BLUE, GREY, RULE
 
 BAR = '#D55E00'  # Of Okabe and Ito, as the others; it differs from blue in lightness too.
 # Colour, marker and dashes each tell the axes apart.
@@ -66,7 +67,7 @@ def _ratios(results: list[tuple[dict[str, Any], list[dict[str, Any]]]], path: Pa
   figure, panels = _figure(len(results), 1, (7.2, sum(heights)), height_ratios=heights)
   for axes, (result, rows) in zip(panels, results, strict=True):
     y = range(len(rows))
-    axes.barh(y, [r['ratio'] for r in rows], 0.6, color=MEAN, zorder=2)
+    axes.barh(y, [r['ratio'] for r in rows], 0.6, color=BLUE, zorder=2)
     bars = [(i, r['bar']) for i, r in enumerate(rows) if r.get('bar') is not None]
     for i, bar in bars:
       axes.plot([bar, bar], [i - 0.42, i + 0.42], color=BAR, linewidth=2.5, zorder=3)

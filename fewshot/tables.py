@@ -323,7 +323,7 @@ def write(
   Traceback (most recent call last):
   fewshot.errors.FewshotError: no records at no-such-run/records.jsonl: ...
   """
-  from fewshot import plots
+  from fewshot.figures import dots
 
   known = usable(path) if known is None else known
   if not known:
@@ -332,7 +332,7 @@ def write(
   rows = summarise(known, mixed=mixed)
   records.replace(folder / 'table.md', render_markdown(rows).encode())
   if len(rows) <= DRAWN:
-    plots.accuracy(rows, known, folder / 'accuracy.png')
+    dots.accuracy(rows, known, folder / 'accuracy.png')
   else:
     (folder / 'accuracy.png').unlink(missing_ok=True)  # It would be one of fewer rows.
   return rows

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fewshot import plots, records, summaries, tables
+from fewshot import records, summaries, tables
 from fewshot.errors import FewshotError
+from fewshot.figures import dots
 
 
 def make(method='linear()', split=0, value=0.5, **fields):
@@ -273,7 +274,7 @@ def test_write_without_records_says_what_to_do(tmp_path):
   with pytest.raises(FewshotError, match=r'no finished run in .*; run an experiment'):
     tables.write(tmp_path)
   with pytest.raises(FewshotError, match=r'no row to draw in .*; run an experiment first'):
-    plots.accuracy([], [], tmp_path / 'accuracy.png')
+    dots.accuracy([], [], tmp_path / 'accuracy.png')
 
 
 def test_the_figure_shows_every_split_and_the_mean(tmp_path, monkeypatch):
@@ -293,7 +294,7 @@ def test_the_figure_shows_every_split_and_the_mean(tmp_path, monkeypatch):
     Axes, 'annotate', lambda self, t, *a, **k: texts.append(t) or annotate(self, t, *a, **k)
   )
   runs = five('$a_b$()')
-  plots.accuracy(summaries.summarise(runs), runs, tmp_path / 'a.png')
+  dots.accuracy(summaries.summarise(runs), runs, tmp_path / 'a.png')
   assert drawn[0] == pytest.approx([50, 60, 55, 70, 65]) and drawn[1] == pytest.approx(60)
   assert bars[0] == pytest.approx((60, 100 * np.std([0.5, 0.6, 0.55, 0.7, 0.65], ddof=1)))
   assert {'$a_b$()', '0.32 %', 'trained'} <= set(texts)

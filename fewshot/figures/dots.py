@@ -1,4 +1,4 @@
-"""Figures of results, drawn off-screen and the same bytes for the same records."""
+"""The picture of a table: a dot plot of accuracy, a line a method."""
 
 import io
 import textwrap
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from fewshot import summaries, tables
 from fewshot.errors import FewshotError
+from fewshot.figures.style import BLUE, GREY, RULE, SKY
 from fewshot.records import replace
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
-# Okabe and Ito's blues and a grey: they differ in lightness too, so any eye and print tells them.
-MEAN, DOT, GREY, RULE = '#0072B2', '#56B4E9', '#5F6368', '#E8EAED'
 INCHES = 0.155  # The height of a line of text in a label.
 STYLE: dict[str, Any] = {
   'font.size': 9,
@@ -109,9 +108,9 @@ def _line(axes: 'Axes', y: float, row: summaries.Row, points: Sequence[float]) -
     axes.text(0.5, y, 'no run has an accuracy', color=GREY, backgroundcolor='white', **middle)
     return
   error = None if row.std is None else 100 * row.std
-  axes.errorbar(100 * row.mean, y, xerr=error, color=MEAN, capsize=3, elinewidth=1.6, zorder=2)
-  axes.scatter([100 * p for p in points], [y] * len(points), 26, DOT, alpha=0.6, lw=0, zorder=1)
-  axes.scatter(100 * row.mean, y, 44, MEAN, edgecolors='white', lw=0.8, zorder=3)
+  axes.errorbar(100 * row.mean, y, xerr=error, color=BLUE, capsize=3, elinewidth=1.6, zorder=2)
+  axes.scatter([100 * p for p in points], [y] * len(points), 26, SKY, alpha=0.6, lw=0, zorder=1)
+  axes.scatter(100 * row.mean, y, 44, BLUE, edgecolors='white', lw=0.8, zorder=3)
 
 
 def _labels(section: Sequence[summaries.Row]) -> list[tuple[str, str]]:
