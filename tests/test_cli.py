@@ -219,7 +219,7 @@ def test_a_dry_run_tells_all_and_runs_nothing(place, capsys):
   assert cli.main([*argv, '--json']) == 0
   out, err = capsys.readouterr()
   found = json.loads(out.splitlines()[-1])
-  assert set(found) == {'config', 'rows'} and err == '' and str(place) not in out
+  assert set(found) == {'config', 'disk', 'rows'} and err == '' and str(place) not in out
   (row,) = found['rows']
   assert set(row) >= {'method', 'fit', 'trained', 'total', 'runs', 'chunk', 'memory_bytes'}
   rank, dim, classes = 2, 32, len(workplace.CLASSES)

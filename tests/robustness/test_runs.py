@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from fewshot import cli, engine, records
+from fewshot import cli, engine, outputs, records
 from tests.robustness import workplace
 
 RUN = ('run', 'config.py')
@@ -30,8 +30,16 @@ def test_a_run_writes_its_files_and_repeats_itself(place, capsys):
   assert all(r['runs'] == 2 and r['failed'] == 0 for r in rows)
   folder = place / 'runs' / 'tiny'
   names = {'records.jsonl', 'table.md', 'accuracy.png', 'log.jsonl', 'plan.json'}
-  assert {p.name for p in folder.iterdir()} == names | {'claims'}
+  folders = {'outputs', 'items', 'preflight', 'claims'}
+  assert {p.name for p in folder.iterdir()} == names | folders
   assert not list((folder / 'claims').iterdir())
+  for record in records.read(folder):
+    kept = outputs.load(folder, record)
+    assert kept.logits.argmax(-1).tolist() == record['predictions']
+    right = kept.logits.argmax(-1) == kept.items['labels']
+    assert right.mean() == pytest.approx(record['scores']['accuracy']['value'], abs=1e-6)
+    assert len(kept.items['texts']) == len(right) and kept.items['texts'][0].startswith('w')
+    assert sum(r['count'] for r in kept.preflight['rows'][:-1]) == record['trained']
   assert str(place) not in ''.join((folder / n).read_text() for n in names if 'png' not in n)
   assert (folder / 'accuracy.png').read_bytes().startswith(b'\x89PNG')
   events = [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
