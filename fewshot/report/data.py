@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,32 +50,33 @@ def collect(
   sets = _sets(folder, [r for _, r in runs], limits, left)
   shown = _with_predictions(runs, sets, limits, left)
   points = max(10, min(100, limits.points // max(1, len(runs))))
-  configs = [_flat(r['config'] or {}) for _, r in runs]
-  base = configs[0] if configs else {}
-  interned: dict[str, _Interned] = {k: _Interned() for k in (*SHARED, 'preflight', 'machine')}
-  about = _once(lambda r: outputs.preflight(folder, r))
-  data_runs = []
-  for n, ((i, r), config) in enumerate(zip(runs, configs, strict=True)):
-    kept = about(r) or {}
-    run = _run(r, points) | {'row': i, 'config': _difference(config, base)}
-    run |= {k: interned[k].put(r[k]) for k in SHARED}
-    run['preflight'] = interned['preflight'].put({k: kept.get(k) for k in ('rows', 'command')})
-    run['machine'] = interned['machine'].put(r.get('machine') or kept.get('machine') or {})
-    run |= _predicted(folder, r, sets) if n in shown else _said(r)
-    data_runs.append(run)
   if points < max((len(r.get('curve') or ()) for _, r in runs), default=0):
     left.append(
       f'Training curves are thinned to {points} points each; all points are in records.jsonl.'
     )
+  configs = [_flat(r['config'] or {}) for _, r in runs]
+  base = configs[0] if configs else {}
+  shared = _Shared(folder)
+  data_runs = [
+    _run(r, points)
+    | {'row': i, 'config': _difference(config, base)}
+    | shared.of(r)
+    | (_predicted(folder, r, sets) if n in shown else _said(r))
+    for n, ((i, r), config) in enumerate(zip(runs, configs, strict=True))
+  ]
   return {
     'rows': [_row(g) for g in found],
     'runs': data_runs,
     'base': base,
-    'sets': {k: {'classes': s['classes'], 'labels': s['labels'], 'items': s.get('texts')
-                 or s.get('ids') or []} for k, s in sets.items()},
-    'shared': {k: v.values for k, v in interned.items()},
+    'sets': {k: _set(s) for k, s in sets.items()},
+    'shared': shared.values,
     'left': left,
-  }  # fmt: skip
+  }
+
+
+def _set(items: Mapping[str, Any]) -> dict[str, Any]:
+  found = items.get('texts') or items.get('ids') or []
+  return {'classes': items['classes'], 'labels': items['labels'], 'items': found}
 
 
 def _row(g: Group) -> dict[str, Any]:
@@ -203,34 +204,30 @@ def _in_turn(pairs: Iterable[tuple[int, int]]) -> Iterator[int]:
   return (n for of in rounds for n in of if n is not None)
 
 
-class _Interned:
-  """Values that runs share, each kept once."""
+class _Shared:
+  """What many runs have in common, each value kept once; a run has its position."""
 
-  def __init__(self) -> None:
-    self.values: list[Any] = []
-    self._at: dict[str, int] = {}
+  def __init__(self, folder: Path) -> None:
+    self.values: dict[str, list[Any]] = {k: [] for k in (*SHARED, 'preflight', 'machine')}
+    self._folder = folder
+    self._at: dict[tuple[str, str], int] = {}
+    self._kept: dict[tuple[Any, ...], dict[str, Any]] = {}
 
-  def put(self, value: Any) -> int:
-    """The position of a value."""
-    key = repr(value)
-    if key not in self._at:
-      self._at[key] = len(self.values)
-      self.values.append(value)
-    return self._at[key]
+  def of(self, r: Record) -> dict[str, int]:
+    """The positions of a record's values."""
+    key = (*(r.get(k) for k in ('model', 'method', 'task', 'prompt')), r['hashes'].get('weights'))
+    if key not in self._kept:
+      self._kept[key] = outputs.preflight(self._folder, r) or {}
+    kept = self._kept[key]
+    found = {k: r[k] for k in SHARED} | {'machine': r.get('machine') or kept.get('machine') or {}}
+    found['preflight'] = {k: kept.get(k) for k in ('rows', 'command')}
+    return {k: self._put(k, v) for k, v in found.items()}
 
-
-def _once(read: Callable[[Record], Any]) -> Callable[[Record], Any]:
-  """`read`, once for records that agree on what decides it."""
-  known: dict[Any, Any] = {}
-
-  def found(r: Record) -> Any:
-    key = tuple(str(r.get(k)) for k in ('model', 'method', 'task', 'prompt'))
-    key += (r['hashes'].get('weights'),)
-    if key not in known:
-      known[key] = read(r)
-    return known[key]
-
-  return found
+  def _put(self, name: str, value: Any) -> int:
+    position = self._at.setdefault((name, repr(value)), len(self.values[name]))
+    if position == len(self.values[name]):
+      self.values[name].append(value)
+    return position
 
 
 def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
