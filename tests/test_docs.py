@@ -85,3 +85,8 @@ def test_every_listed_command_of_the_readme_exists() -> None:
   names = set(_parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr]
   used = set(re.findall(r'^ *fewshot ([a-z]+)', (ROOT / 'README.md').read_text(), re.MULTILINE))
   assert used and used <= names
+
+
+def test_reports(tmp_path: Path) -> None:
+  names = run_blocks('docs/reports.md', tmp_path)
+  assert names['figure'].axes and abs(names['calibration'].ece - 0.025) < 1e-9
