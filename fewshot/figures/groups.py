@@ -35,7 +35,7 @@ class Group(NamedTuple):
     """What its ± is, in words, with n."""
     row = self.row
     if row.kind == EPISODES:
-      return f'half of the 95 % interval, n = {row.n:,} episodes'
+      return f'half of 95 % interval, n = {row.n:,} episodes'
     if row.std is None:
       return f'no spread, n = {row.n}'
     return f'std, n = {row.n} {row.kind.removesuffix("-std")}s'

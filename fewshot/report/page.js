@@ -73,10 +73,10 @@
   };
   const columns = [
     { name: 'method', text: true, value: (r) => r.label, cell: opener },
-    { name: 'task', text: true, value: (r) => r.task, constant: true },
-    { name: 'model', text: true, value: (r) => r.model, constant: true, fold: true },
-    { name: 'prompt', text: true, value: (r) => r.prompt, constant: true, fold: true },
-    { name: episodic ? 'setting' : 'K', text: episodic, value: (r) => (episodic ? r.setting : r.k), constant: true },
+    { name: 'task', text: true, value: (r) => r.task, constant: true, kind: 'place' },
+    { name: 'model', text: true, value: (r) => r.model, constant: true, kind: 'place.fold' },
+    { name: 'prompt', text: true, value: (r) => r.prompt, constant: true, kind: 'place.fold' },
+    { name: episodic ? 'setting' : 'K', text: episodic, value: (r) => (episodic ? r.setting : r.k), constant: true, kind: 'place' },
     { name: 'accuracy (%)', value: (r) => r.mean, cell: accuracy },
     { name: 'mean ± spread', value: null, cell: interval },
     { name: '± is', text: true, value: (r) => r.spread, cell: (r) => make('span.small', {}, r.spread) },
@@ -87,8 +87,11 @@
     { name: 'memory', value: (r) => r.memory, cell: (r) => memory(r.memory) },
   ].filter((c) => c.value === null || (c.constant ? distinct(rows.map(c.value)).length > 1 : rows.some((r) => c.value(r) !== null)));
 
+  // On a narrow screen the columns that say where a row belongs are a line under its method.
+  const varied = ['task', 'model', 'prompt', 'setting'].filter((field) => distinct(rows.map((r) => r[field])).length > 1);
   function opener(row) {
-    return make('button.open', { type: 'button', onclick: () => openRow(row, row.members[0]) }, ...spelled(row.label));
+    const button = make('button.open', { type: 'button', onclick: () => openRow(row, row.members[0]) }, ...spelled(row.label));
+    return make('div', {}, button, make('div.small.where', {}, varied.map((field) => row[field]).filter(Boolean).join(' · ')));
   }
   // A spelling may break after what opens a call or names an argument.
   function spelled(label) {
@@ -118,8 +121,8 @@
   };
   const head = make('tr');
   const headings = columns.map((column) => {
-    const th = make(column.text ? 'th.text' : 'th', { scope: 'col' });
-    if (column.value === null) th.append(column.name);
+    const th = make(['th', column.text && 'text', column.kind].filter(Boolean).join('.'), { scope: 'col' });
+    if (column.value === null) th.append(make('span', {}, column.name));
     else th.append(make('button', { type: 'button', onclick: () => sortBy(column) }, column.name));
     head.append(th);
     return th;
@@ -138,7 +141,7 @@
     const found = sorted(passing());
     const lines = found.slice(0, state.limit).map((row) => make('tr', {}, ...columns.map((column) => {
       const content = column.cell ? column.cell(row) : String(column.value(row));
-      return make(column.fold ? 'td.text.fold' : column.text ? 'td.text' : 'td', {}, content);
+      return make(['td', column.text && 'text', column.kind].filter(Boolean).join('.'), {}, content);
     })));
     document.querySelector('#table tbody').replaceChildren(...lines);
     const shown = Math.min(state.limit, found.length);

@@ -76,7 +76,7 @@ def test_episodes_are_told_apart_by_as_little_as_is_needed():
     'protonet()',
   ]  # fmt: skip
   assert made[0].half == pytest.approx(1.96 * 0.2041241 / 2, rel=1e-6)
-  assert made[0].spread == 'half of the 95 % interval, n = 4 episodes'
+  assert made[0].spread == 'half of 95 % interval, n = 4 episodes'
   assert [len(s) for s in figures.sections(made)] == [3, 1]
   assert [len(s) for s in figures.sections(made, by_shots=False)] == [4]
   assert figures.title(figures.sections(made)[0]) == 'omni-test, 2-way 1-shot, conv4()'

@@ -52,7 +52,10 @@ def page(driver, url):
   assert driver.get_log('browser') == []
 
 
-CELLS = "return [...document.querySelectorAll('#table tbody tr')].map(r => r.cells[0].textContent)"
+CELLS = """
+return [...document.querySelectorAll('#table tbody tr')]
+  .map((row) => row.querySelector('.open').textContent);
+"""
 
 
 def labels(page):
@@ -137,6 +140,10 @@ def test_it_fits_the_window(driver, page, width, dark):
   driver.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': [theme]})
   over = 'return document.documentElement.scrollWidth - document.documentElement.clientWidth'
   assert page(over) == 0
+  # A telephone has no room for the columns that say where a row belongs: a line under it does.
+  shown = "return getComputedStyle(document.querySelector('{}')).display"
+  assert (page(shown.format('.where')) == 'block') == (width < 576)
+  assert (page(shown.format('td.place')) == 'none') == (width < 576)
   page("document.querySelector('#table .open').click()")
   page("document.querySelectorAll('#dialog details').forEach(d => d.open = true)")
   assert page(over) == 0

@@ -152,7 +152,7 @@ def test_real_episodes_make_a_page():
   assert len(c['rows']) == len(c['runs']) == 16
   row = c['rows'][0]
   assert (row['setting'], row['n'], row['mean']) == ('5-way 1-shot', 1000, 0.98388)
-  assert row['spread'] == 'half of the 95 % interval, n = 1,000 episodes'
+  assert row['spread'] == 'half of 95 % interval, n = 1,000 episodes'
   assert sum(c['runs'][0]['episodes']) == 1000
 
 
