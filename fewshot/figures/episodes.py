@@ -10,6 +10,7 @@ from fewshot.figures.groups import Group, best
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
+  from matplotlib.ticker import Locator
 
 MOST = 6
 
@@ -24,7 +25,7 @@ def histograms(section: Sequence[Group]) -> 'Figure | None':
   edges = bins(drawn[0].records[0]['split'], min(float(v.min()) for v in values))
   figure, panels = style.new(0.75 + 0.92 * len(drawn), len(drawn), sharex=True, sharey=True)
   for axes, g, accuracies in zip(panels, drawn, values, strict=True):
-    axes.hist(accuracies, edges, color=style.SKY, edgecolor='white', lw=0.4)
+    axes.hist(accuracies, edges.tolist(), color=style.SKY, edgecolor='white', lw=0.4)
     mean, half = 100 * (g.row.mean or 0), 100 * (g.half or 0)
     axes.axvspan(mean - half, mean + half, color=style.BLUE, alpha=0.25, lw=0)
     axes.axvline(mean, color=style.BLUE, lw=1.3)
@@ -54,7 +55,7 @@ def bins(split: dict[str, int], low: float) -> np.ndarray:
   return 100 * (ends + 0.5) / items
 
 
-def _few() -> object:
+def _few() -> 'Locator':
   from matplotlib.ticker import MaxNLocator
 
   return MaxNLocator(3, integer=True)

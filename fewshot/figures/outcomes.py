@@ -11,6 +11,7 @@ from fewshot.figures import style
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
+Values = Sequence[float] | np.ndarray
 NAMED = 24  # Classes of which each has its name at the axes, and cells their counts.
 
 
@@ -18,12 +19,12 @@ class Calibration(NamedTuple):
   """Bins of predictions by their confidence."""
 
   ece: float
-  count: np.ndarray  # [bins] predictions.
+  number: np.ndarray  # [bins] of predictions.
   confidence: np.ndarray  # [bins] mean; NaN where there is none.
   accuracy: np.ndarray  # [bins].
 
 
-def ece(confidence: Sequence[float], right: Sequence[bool], bins: int = 15) -> Calibration:
+def ece(confidence: Values, right: Values, bins: int = 15) -> Calibration:
   """The expected calibration error (Guo et al. 2017, arXiv:1706.04599).
 
       ECE = sum_m |B_m| / n |acc(B_m) - conf(B_m)|,   B_m = {i: conf_i in ((m - 1) / M, m / M]}
@@ -62,32 +63,32 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 @style.styled
-def reliability(confidence: Sequence[float], right: Sequence[bool], note: str) -> 'Figure':
+def reliability(confidence: Values, right: Values, note: str) -> 'Figure':
   """A reliability diagram: accuracy by confidence in 15 bins, its ECE, how many are in each.
 
   `note` says what the predictions are of, such as '5 runs of 300 items'.
   """
   c = ece(confidence, right)
-  bins = len(c.count)
+  bins = len(c.number)
   left, width = np.arange(bins) * 100 / bins, 100 / bins
   ratios = {'height_ratios': [3, 1]}
   figure, (axes, below) = style.new(3.5, 2, sharex=True, gridspec_kw=ratios)
-  shown = np.where(c.count > 0, 100 * c.accuracy, 0)
+  shown = np.where(c.number > 0, 100 * c.accuracy, 0)
   axes.bar(left, shown, width, align='edge', color=style.SKY, edgecolor='white', lw=0.6)
   axes.plot([0, 100], [0, 100], color=style.GREY, ls='--', lw=1)
-  there = c.count > 0
+  there = c.number > 0
   axes.plot(100 * c.confidence[there], shown[there], 'o-', color=style.BLUE, ms=3.5, lw=1.2)
   axes.set_ylabel('accuracy (%)')
   axes.set_ylim(0, 100)
-  style.note(axes, f'ECE {100 * c.ece:.1f} % in {bins} bins, n = {c.count.sum():,}: {note}')
-  below.bar(left, c.count, width, align='edge', color=style.GREY, edgecolor='white', lw=0.6)
+  style.note(axes, f'ECE {100 * c.ece:.1f} % in {bins} bins, n = {c.number.sum():,}: {note}')
+  below.bar(left, c.number, width, align='edge', color=style.GREY, edgecolor='white', lw=0.6)
   below.set_ylabel('predictions')
   below.set_xlabel('confidence: probability of the predicted class (%)')
   below.set_xlim(0, 100)
   return figure
 
 
-def counts(labels: Sequence[int], predictions: Sequence[int], classes: int) -> np.ndarray:
+def counts(labels: Values, predictions: Values, classes: int) -> np.ndarray:
   """How often each true class (down) was given each class (across), [C, C].
 
   >>> counts([0, 0, 1], [0, 1, 1], 2).tolist()

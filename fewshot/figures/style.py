@@ -54,7 +54,8 @@ FORMATS = {
 }
 
 
-P, T = ParamSpec('P'), TypeVar('T')
+P = ParamSpec('P')
+T = TypeVar('T')
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:

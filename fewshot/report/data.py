@@ -18,6 +18,10 @@ PREDICTIONS = 1_000_000  # Of all runs together.
 CHARACTERS = 6_000_000  # Of all test texts together.
 BINS = 25  # Of a run's episodes.
 SHARED = ('versions', 'hashes')
+FIELDS = (
+  'method', 'fit', 'prompt', 'task', 'model', 'k', 'n', 'runs', 'lost', 'failed', 'collapsed',
+  'trained', 'total', 'seconds', 'memory', 'tuning',
+)  # fmt: skip
 
 
 class Limits(NamedTuple):
@@ -81,9 +85,7 @@ def _set(items: Mapping[str, Any]) -> dict[str, Any]:
 
 def _row(g: Group) -> dict[str, Any]:
   r = g.row
-  names = ('method', 'fit', 'prompt', 'task', 'model', 'k', 'n', 'runs', 'lost', 'failed')
-  names += ('collapsed', 'trained', 'total', 'seconds', 'memory', 'memory_runs', 'tuning')
-  return {k: getattr(r, k) for k in names} | {
+  return {k: getattr(r, k) for k in FIELDS} | {
     'label': g.label,
     'setting': g.setting,
     'mean': _rounded(r.mean),

@@ -107,8 +107,8 @@ def _of_predictions(
 ) -> Iterator[tuple[str, 'Figure']]:
   labels, classes = np.asarray(items['labels']), items['classes']
   of = lambda runs: f'{len(runs)} runs of {len(labels):,} items, {g.label}'  # noqa: E731
-  matrix = sum(outcomes.counts(labels, p, len(classes)) for p in predictions)
-  yield 'confusion', figures.confusion(np.asarray(matrix), classes, of(predictions))
+  matrix = np.sum([outcomes.counts(labels, p, len(classes)) for p in predictions], 0)
+  yield 'confusion', figures.confusion(matrix, classes, of(predictions))
   if logits:
     p = outcomes.probabilities(np.stack(logits))
     right = p.argmax(-1) == labels

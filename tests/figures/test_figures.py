@@ -148,14 +148,14 @@ def test_ece_by_hand():
   2/5 |1/2 - 0.4| + 3/5 |2/3 - 0.8| = 0.04 + 0.08.
   """
   c = figures.ece([0.3, 0.5, 0.9, 0.7, 0.8], [True, False, True, True, False], bins=2)
-  assert c.ece == pytest.approx(0.12) and c.count.tolist() == [2, 3]
+  assert c.ece == pytest.approx(0.12) and c.number.tolist() == [2, 3]
   np.testing.assert_allclose(c.accuracy, [0.5, 2 / 3])
   np.testing.assert_allclose(c.confidence, [0.4, 0.8])
 
 
 def test_ece_of_edges_and_of_certainty():
   """3/15 ends the third bin; a probability of 0 is in the first; sure and right is no error."""
-  assert figures.ece([0.2, 0.0, 1.0], [1, 1, 1]).count.nonzero()[0].tolist() == [0, 2, 14]
+  assert figures.ece([0.2, 0.0, 1.0], [1, 1, 1]).number.nonzero()[0].tolist() == [0, 2, 14]
   assert figures.ece([1.0, 1.0], [True, True]).ece == 0.0
   with pytest.raises(FewshotError, match='2 confidences and 1 outcomes'):
     figures.ece([0.5, 0.5], [True])
