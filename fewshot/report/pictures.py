@@ -16,7 +16,7 @@ from fewshot.figures.groups import best
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-SECTIONS = 6  # Of which figures are drawn: those with most rows.
+SECTIONS = 4  # Of which figures are drawn: those with most rows.
 MASKS = 6  # Methods whose trained modules are drawn.
 TITLES = {
   'pareto': 'Accuracy against trained parameters',
