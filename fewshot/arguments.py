@@ -42,12 +42,14 @@ def _add_sweep(sweep: argparse.ArgumentParser) -> None:
   sweep.add_argument('--plan', action='store_true', help='print groups, memory, FLOPs and time')
   sweep.add_argument('--resume', metavar='DIR', help='go on with a folder, in place of a config')
   sweep.add_argument('--launcher', choices=LAUNCHERS, default='here', help='who runs the workers')
-  sweep.add_argument('--workers', type=int, default=0, help='how many (default: one a GPU, or one)')
-  sweep.add_argument('--time', type=int, help='slurm: minutes of a worker')
+  sweep.add_argument('--workers', type=count, help='how many (default: one a GPU, or one)')
+  sweep.add_argument(
+    '--time', type=count, help='slurm, local: minutes until a worker is queued again (default 60)'
+  )
   sweep.add_argument('--gres', help='slurm: such as gpu:1')
   sweep.add_argument('--partition', help='slurm: where')
-  sweep.add_argument('--cpus', type=int, help='slurm: of a worker')
-  sweep.add_argument('--memory', type=float, help='slurm: GB of a worker')
+  sweep.add_argument('--cpus', type=count, help='slurm: of a worker')
+  sweep.add_argument('--memory', type=gigabytes, help='slurm: GB of a worker')
   sweep.add_argument(
     '--fresh', action='store_true', help='set earlier records aside and start over'
   )
@@ -83,12 +85,15 @@ def _sweep(args: argparse.Namespace, rest: list[str]) -> int:
     out = args.resume
   if args.plan:
     return command_sweep.plan(config, overrides, args.json)
-  if args.workers < 0 or (args.launcher == 'here' and args.workers > 1):
-    raise FewshotError(f'--workers {args.workers} is at least 1, and one with --launcher here')
-  wanted = {'minutes': args.time, 'gres': args.gres, 'partition': args.partition,
-            'cpus': args.cpus, 'memory_gb': args.memory}  # fmt: skip
+  if args.launcher == 'here' and (args.workers or 1) > 1:
+    raise FewshotError(
+      f'--launcher here is one worker; --workers {args.workers} goes with --launcher processes, '
+      'slurm or local'
+    )
+  options = ('time', 'gres', 'partition', 'cpus', 'memory')
+  wanted = {k: v for k in options if (v := getattr(args, k)) is not None}
   return command_sweep.run(
-    config, overrides, out, args.launcher, args.workers, wanted, args.fresh, args.json
+    config, overrides, out, args.launcher, args.workers or 0, wanted, args.fresh, args.json
   )
 
 
@@ -101,7 +106,24 @@ def _status(args: argparse.Namespace, rest: list[str]) -> int:
 
 def minutes(text: str) -> float:
   """A number of minutes above 0."""
+  return _above_zero(text, 'minutes')
+
+
+def gigabytes(text: str) -> float:
+  """A number of gigabytes above 0."""
+  return _above_zero(text, 'GB')
+
+
+def _above_zero(text: str, unit: str) -> float:
   with contextlib.suppress(ValueError):
     if 0 < float(text) < float('inf'):
       return float(text)
-  raise argparse.ArgumentTypeError(f'{text} is no number of minutes above 0')
+  raise argparse.ArgumentTypeError(f'{text} is no number of {unit} above 0')
+
+
+def count(text: str) -> int:
+  """A whole number above 0, and below what any machine has."""
+  with contextlib.suppress(ValueError):
+    if 0 < int(text) < 10**6:
+      return int(text)
+  raise argparse.ArgumentTypeError(f'{text[:40]} is no whole number above 0')

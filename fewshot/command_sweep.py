@@ -27,22 +27,20 @@ def run(
   wanted: dict[str, Any], fresh: bool, as_json: bool,
 ) -> int:  # fmt: skip
   """Starts the workers of a config's folder and, where they are processes, shows how they fare."""
+  launchers.check(launcher, wanted)
   todo = configs.load(config, overrides)
-  folder = command_run.folder_of(todo[0], out)
+  folder = records.prepare(command_run.folder_of(todo[0], out))
   if launcher == 'here':
-    if wanted := {k: v for k, v in wanted.items() if v}:
-      raise FewshotError(f'--{next(iter(wanted))} is of --launcher slurm and local')
-    _remember(records.prepare(folder), config, overrides)
+    _remember(folder, config, overrides)
     return command_run.run(config, overrides, str(folder), fresh, as_json)
-  records.prepare(folder)
   if fresh and (aside := records.set_aside(folder)):
     note(f'earlier records are now {folder}/{aside}')
   _remember(folder, config, overrides)
+  plans.write(folder, [])  # The workers say what there is to do, once they run.
   worker = Worker(config, overrides, str(folder))
   if launcher == 'processes':
     return _processes(worker, workers or len(launchers.gpu_names()) or 1, as_json)
-  jobs = launchers.submitted(worker, workers or 1, launcher, wanted)
-  ids = [job.job_id for job in jobs]
+  ids = launchers.submitted(worker, workers or 1, launcher, wanted)
   if as_json:
     print(json.dumps({'folder': str(folder), 'jobs': ids}))
   note(f'{len(ids)} workers are queued as {", ".join(ids)}; see fewshot status {folder}')
@@ -59,7 +57,13 @@ def _processes(worker: Worker, n: int, as_json: bool) -> int:
         live.update(_table(plans.status(folder)) if plans.read(folder) else Text('starting'))
         live.refresh()
 
-    status = launchers.processes(worker, n, show)
+    try:
+      status = launchers.processes(worker, n, show)
+    except KeyboardInterrupt:
+      status = 130
+  if status in (130, stopping.UNFINISHED):
+    note(f'the workers have saved themselves; fewshot sweep --resume {folder} goes on from there')
+    return status
   if status not in (0, 1):
     note(f'a worker ended with status {status}; see {folder}/{launchers.LOGS}')
     return status
@@ -72,28 +76,37 @@ def resume(folder: str, overrides: Sequence[str]) -> tuple[str, list[str]]:
 
   Raises `FewshotError` where the folder does not say.
   """
-  try:
-    said = json.loads((Path(folder) / COMMAND).read_text())
-    config, earlier = Path(folder) / CONFIG, [str(o) for o in said['overrides']]
-  except (OSError, ValueError, TypeError, KeyError):
+  earlier, config = _overrides(Path(folder) / COMMAND), Path(folder) / CONFIG
+  if earlier is None or not config.is_file():
     raise FewshotError(
-      f'{folder} does not say what made it ({COMMAND}); run fewshot sweep CONFIG --out {folder}'
-    ) from None
+      f'{folder} does not say what made it ({COMMAND}, {CONFIG}); '
+      f'run fewshot sweep CONFIG --out {folder}'
+    )
   if overrides:
     raise FewshotError(f'--resume goes on with {folder} as it was begun; leave --config. out')
   return str(config), earlier
 
 
+def _overrides(file: Path) -> list[str] | None:
+  """Those that a folder was made with; None where its file is not there, or damaged."""
+  try:
+    found = json.loads(file.read_bytes())['overrides']
+  except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    return None
+  whole = isinstance(found, list) and all(isinstance(o, str) for o in found)
+  return found if whole else None
+
+
 def _remember(folder: Path, config: str, overrides: Sequence[str]) -> None:
   """Copies the config beside the records, so that the folder alone can go on."""
-  text = Path(config).read_text(encoding='utf-8')
+  text = Path(config).read_bytes()
   said = {'overrides': [o for o in overrides if not o.startswith('out=')]}
   try:
-    leaks.check({'config': text, **said})
+    leaks.check({'config': text.decode(errors='replace'), **said})
   except FewshotError as e:
     note(f'{folder} will not say what made it: {e}')
     return
-  records.replace(folder / CONFIG, text.encode())
+  records.replace(folder / CONFIG, text)
   records.replace(folder / COMMAND, (json.dumps(said) + '\n').encode())
 
 
@@ -143,7 +156,7 @@ def status(folder: str, as_json: bool, watch: bool) -> int:
     stdout.print(_table(found))
     return 0
   with Live(_table(found), console=stdout, auto_refresh=False) as live:
-    while found['done'] < found['runs']:
+    while not found['runs'] or any(j['state'] in ('running', 'waiting') for j in found['jobs']):
       time.sleep(1)
       found = plans.status(Path(folder))
       live.update(_table(found), refresh=True)
@@ -158,6 +171,7 @@ def _table(found: dict[str, Any]) -> Table:
   top = f', best {100 * best["accuracy"]:.1f} % by {best["method"]}' if best else ''
   lost = ', '.join(f'{found[k]} {k}' for k in ('failed', 'collapsed') if found[k])
   caption = f'{found["done"]} of {found["runs"]} runs{", " + lost if lost else ""}{left}{top}'
+  caption = caption if found['runs'] else 'no worker has begun yet'
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=Text(caption), caption_justify='left')
   table.add_column('job', overflow='fold')
   for name in ('state', 'runs', 'best', 'now'):

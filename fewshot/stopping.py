@@ -39,6 +39,11 @@ def on_signal() -> Iterator[None]:
     _asked.clear()
 
 
+def ask() -> None:
+  """What SIGTERM does within `on_signal`, for other signals; kept for one that begins later."""
+  _asked.set()
+
+
 def asked() -> bool:
   """Whether the process was asked to end."""
   return _asked.is_set()
