@@ -9,6 +9,7 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 import shutil
 import signal
@@ -192,7 +193,8 @@ def gpu_names() -> list[str]:
   if os.environ.get('JAX_PLATFORMS', '').startswith('cpu') or not shutil.which('nvidia-smi'):
     return []
   listed = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, check=False).stdout
-  return [str(i) for i, line in enumerate(listed.splitlines()) if line.startswith('GPU')]
+  gpus = [line for line in listed.splitlines() if line.startswith('GPU')]  # Not their parts.
+  return [str(i) for i in range(len(gpus))]
 
 
 def check(launcher: str, wanted: Mapping[str, Any]) -> None:
@@ -240,7 +242,8 @@ def submitted(worker: Worker, n: int, launcher: str, wanted: Mapping[str, Any]) 
   try:
     executor = submitit.AutoExecutor(folder=folder, cluster=launcher, **limits)
     executor.update_parameters(**{'name': 'fewshot', 'timeout_min': MINUTES[launcher]} | given)
-    jobs = executor.map_array(worker, range(n))
+    with contextlib.redirect_stderr(io.StringIO()):  # What sbatch says is in the exception too.
+      jobs = executor.map_array(worker, range(n))
   except Exception as e:  # What sbatch answered.
     said = ' '.join(str(e).split())
     raise FewshotError(f'the workers were not submitted: {said[:300]}') from None

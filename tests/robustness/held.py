@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# Here, for its import closes all logging handlers, that of absl with what pytest captures by.
+import submitit  # noqa: F401
+
 from fewshot import assets
 from fewshot.launch import keeping
 from tests.robustness import workplace
