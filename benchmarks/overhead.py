@@ -9,8 +9,8 @@ included, but not the start of Python.  Compiling is apart, for it is paid once 
 """
 
 import argparse
-import cProfile
 import contextlib
+import cProfile
 import io
 import json
 import os
@@ -85,3 +85,63 @@ def measured(begun: float, profile: cProfile.Profile | None) -> dict[str, float]
     'runs_s': runs,
     'rest_s': rest - runs,
   }
+
+
+def _run(profile: cProfile.Profile | None) -> int:
+  from fewshot import cli
+
+  command = ['run', 'config.py']
+  return profile.runcall(cli.main, command) if profile else cli.main(command)
+
+
+def _quietly(work: Callable[[], int]) -> int:
+  """The tables go nowhere, for the figures are the last line."""
+  with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+    return work()
+
+
+def make(folder: Path) -> None:
+  """A model of random weights in Hugging Face's format with a tokenizer, and texts of 3 classes."""
+  import numpy as np
+  import safetensors.numpy
+  from tokenizers import Tokenizer, models, pre_tokenizers
+
+  rng = np.random.default_rng(0)
+  dim, depth, words = 64, 2, 300
+  sizes = {'hidden_size': dim, 'num_hidden_layers': depth, 'num_attention_heads': 4,
+           'intermediate_size': 4 * dim, 'max_position_embeddings': 32, 'type_vocab_size': 2,
+           'vocab_size': words}  # fmt: skip
+  (folder / 'model').mkdir()
+  about = {'model_type': 'bert', 'hidden_act': 'gelu', 'layer_norm_eps': 1e-12, **sizes}
+  (folder / 'model/config.json').write_text(json.dumps(about))
+  shapes = {f'embeddings.{k}_embeddings.weight': (n, dim)
+            for k, n in (('word', words), ('position', 32), ('token_type', 2))}  # fmt: skip
+  shapes |= {f'embeddings.LayerNorm.{k}': (dim,) for k in ('weight', 'bias')}
+  for i in range(depth):
+    for name, (n, m) in _matrices(dim).items():
+      shapes[f'encoder.layer.{i}.{name}.weight'] = (n, m)
+      shapes[f'encoder.layer.{i}.{name}.bias'] = (n,)
+    for name in ('attention.output', 'output'):
+      shapes |= {f'encoder.layer.{i}.{name}.LayerNorm.{k}': (dim,) for k in ('weight', 'bias')}
+  draw = lambda k, s: (0.1 * rng.standard_normal(s) + k.endswith('Norm.weight')).astype('float32')  # noqa: E731
+  weights = {k: draw(k, s) for k, s in shapes.items()}
+  safetensors.numpy.save_file(weights, folder / 'model/model.safetensors')
+  vocab = {'[UNK]': 0} | {f'w{i}': i for i in range(1, words)}
+  made = Tokenizer(models.WordLevel(vocab, unk_token='[UNK]'))
+  made.pre_tokenizer = pre_tokenizers.Whitespace()
+  made.save(str(folder / 'model/tokenizer.json'))
+  texts = [' '.join(f'w{w}' for w in rng.integers(1 + 90 * c, 100 + 90 * c, 12))
+           for c in range(3) for _ in range(60)]  # fmt: skip
+  rows = [f'{text},{"abc"[i // 60]}' for i, text in enumerate(texts)]
+  (folder / 'texts.csv').write_text('\n'.join(['text,label', *rows]) + '\n')
+
+
+def _matrices(dim: int) -> dict[str, tuple[int, int]]:
+  """The products of a layer, with what comes out and goes in."""
+  square = ('self.query', 'self.key', 'self.value', 'output.dense')
+  found = {f'attention.{name}': (dim, dim) for name in square}
+  return found | {'intermediate.dense': (4 * dim, dim), 'output.dense': (dim, 4 * dim)}
+
+
+if __name__ == '__main__':
+  main()

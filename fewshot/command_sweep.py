@@ -65,7 +65,8 @@ def _processes(worker: Worker, n: int, as_json: bool) -> int:
     note(f'the workers have saved themselves; fewshot sweep --resume {folder} goes on from there')
     return status
   if status not in (0, 1):
-    note(f'a worker ended with status {status}; see {folder}/{launchers.LOGS}')
+    said = launchers.last_line(folder)
+    note(f'a worker ended with status {status}: {said}; see {folder}/{launchers.LOGS}')
     return status
   command_table.again(str(folder), as_json)
   return status

@@ -146,6 +146,13 @@ def _status(statuses: Sequence[int]) -> int:
   return 128 - found if found < 0 else found
 
 
+def last_line(folder: Path) -> str:
+  """What a worker of `processes` said last, of all."""
+  newest = max((folder / LOGS).glob('*.log'), key=lambda f: f.stat().st_mtime)
+  lines = newest.read_text(errors='replace').strip().splitlines() or ['nothing']
+  return lines[-1].removeprefix('fewshot: ')[:300]
+
+
 @contextlib.contextmanager
 def _ended(running: dict[int, Any]) -> Iterator[None]:
   """No worker outlives what started it; each has the time to save itself."""

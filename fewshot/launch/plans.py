@@ -36,8 +36,9 @@ def status(folder: Path) -> dict[str, Any]:
 
   Raises `FewshotError` where there is neither a plan nor a record.
   """
-  jobs, latest = read(folder), records.Tail(folder).read()
-  if not latest and not (folder / NAME).exists():
+  there = (folder / NAME).exists() or (folder / records.NAME).exists()
+  jobs, latest = read(folder), records.Tail(folder).read() if there else {}
+  if not there:
     raise FewshotError(f'{folder} has no plan and no records; give the folder of a run (--out)')
   held = Claims(folder / CLAIMS).held()
   rows = [_job(j, latest, held) for j in jobs]
