@@ -209,3 +209,17 @@ def test_a_machine_without_sbatch_is_one_line(tmp_path, monkeypatch):
 def test_an_option_that_would_do_nothing_is_refused(launcher):
   with pytest.raises(FewshotError, match=f'--gres is of --launcher slurm; .* {launcher}$'):
     launchers.check(launcher, {'gres': 'gpu:1'})
+
+
+@pytest.mark.parametrize(('state', 'preempted'), [('RUNNING', True), ('COMPLETING', False)])
+def test_a_job_that_is_cancelled_is_not_queued_again(tmp_path, monkeypatch, state, preempted):
+  tool = tmp_path / 'squeue'
+  tool.write_text(f'#!/bin/sh\ncase "$*" in *--jobs=7_1) echo {state};; esac\n')
+  tool.chmod(0o755)
+  monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+  job = {'SUBMITIT_EXECUTOR': 'slurm', 'SLURM_JOB_ID': '8'}  # The raw id names no task of an array.
+  for k, v in (job | {'SLURM_ARRAY_JOB_ID': '7', 'SLURM_ARRAY_TASK_ID': '1'}).items():
+    monkeypatch.setenv(k, v)
+  assert launchers._is_preempted() == preempted
+  monkeypatch.setenv('SUBMITIT_EXECUTOR', 'local')
+  assert not launchers._is_preempted()
