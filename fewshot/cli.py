@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
   arguments.add_runs(command)
   _add_listings(command)
+  _add_published(command)
   _add_files(command)
   command_report.add(command)
 
@@ -136,6 +137,8 @@ def _add_listings(command: arguments.Command) -> None:
   tasks.add_argument('--out', help='build: where it goes (default: datasets in the cache)')
   tasks.add_argument('--json', action='store_true', help='print one JSON value as the last line')
 
+
+def _add_published(command: arguments.Command) -> None:
   again = command('reproduce', _reproduce, 'compare published numbers with ours, or run them')
   again.add_argument('name', nargs='?', help='for example protonet-omniglot')
   again.add_argument('--check', action='store_true', help='only read the records; never train')

@@ -120,7 +120,7 @@ def dry_run(path: str, overrides: Sequence[str], as_json: bool, devices: Sequenc
     if devices:
       raise FewshotError('--devices plans runs of texts; leave it out for a config of episodes')
     return command_episodes.dry_run(todo, as_json)
-  from fewshot import experiment, models, planning, preflight
+  from fewshot import models, planning, preflight
   from fewshot.prepared import prepare
 
   prepared = prepare(todo, planning.load if devices else models.load)
@@ -134,27 +134,32 @@ def dry_run(path: str, overrides: Sequence[str], as_json: bool, devices: Sequenc
     )
   rows = []
   for p in prepared:
-    row = {
-      'method': p.label,
-      'fit': p.fitted,
-      'trained': p.trained,
-      'total': p.total,
-      'runs': len(experiment.plan(p)),
-      'hashes': preflight.hashes(p),
-    }
-    if p.program:  # Its stages compile one after another, each from what the last one wrote.
-      row['stages'] = [stage.name for stage in p.program.stages]
-    elif devices:
-      job = planning.job(p.config, p.method, p.data, len(p.task.classes))
-      row['plans'] = [_planned(planning.plan(job, n), as_json) for n in devices]
-    else:
-      row |= experiment.cost(p)
-    rows.append(row)
+    rows.append(_described(p, devices, as_json))
     if not as_json and not devices and not p.program:
-      _show_cost(row)
+      _show_cost(rows[-1])
   if as_json:
     print(json.dumps({'config': configs.as_dict(todo[0]), 'disk': space, 'rows': rows}))
   return 0
+
+
+def _described(p: Any, devices: Sequence[int], as_json: bool) -> dict[str, Any]:
+  """What a row would train, on what, and at which cost."""
+  from fewshot import experiment, planning, preflight
+
+  row = {
+    'method': p.label,
+    'fit': p.fitted,
+    'trained': p.trained,
+    'total': p.total,
+    'runs': len(experiment.plan(p)),
+    'hashes': preflight.hashes(p),
+  }
+  if p.program:  # Its stages compile one after another, each from what the last one wrote.
+    return row | {'stages': [stage.name for stage in p.program.stages]}
+  if devices:
+    job = planning.job(p.config, p.method, p.data, len(p.task.classes))
+    return row | {'plans': [_planned(planning.plan(job, n), as_json) for n in devices]}
+  return row | experiment.cost(p)
 
 
 def _show_cost(row: dict[str, Any]) -> None:
