@@ -196,6 +196,7 @@ def _row(case: Case, printed: Printed, gpu: bool) -> dict[str, Any]:
     'n': len(printed.ours),
     'error': error,
     'printed': last,
+    'peer_printed': printed.peer[-1] if printed.peer else {},
   }
 
 

@@ -322,3 +322,19 @@ def test_halving_keeps_the_highest_score_then_the_lowest_loss():
   devs = {0: (0.5, 1.0), 1: (0.5, 0.5), 2: (0.9, float('nan')), 3: (0.2, 0.1), 4: (0.1, 9.0)}
   named = {i: {'score': s, 'loss': x} for i, (s, x) in devs.items()}
   assert halving._best([0, 1, 2, 3, 4], 'aaaab', named, eta=2) == {0, 1, 4}
+
+
+def test_a_staged_run_that_is_asked_to_end_goes_on_with_the_same_records(place, monkeypatch):
+  program = 'lt_sft(budget=0.1, fit=sgd(steps=2, lr=0.01))'
+  run = [*RUN, f'--config.program={program}']
+  assert cli.main([*run, '--out', 'runs/whole']) == 0
+  with monkeypatch.context() as patched:
+    stopped_after(patched, 3)
+    assert cli.main(run) == stopping.UNFINISHED
+  assert len(workplace.records(place)) == 1
+  assert cli.main(run) == 0
+  found, whole = (
+    [{**r, 'stages': [{**s, 'cached': None} for s in r['stages']]} for r in plain(place, name)]
+    for name in ('tiny', 'whole')
+  )
+  assert found == whole and len(found) == 2

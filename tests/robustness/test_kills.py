@@ -114,6 +114,21 @@ def test_sigterm_saves_ends_with_75_and_the_same_command_goes_on(place, capsys):
   completed(place, capsys, len(kept))
 
 
+def test_a_damaged_cache_of_compiled_programs_costs_time_alone(place, monkeypatch):
+  workplace.config(place, workplace.CHEAP[:1])
+  cache = place / 'xla'
+  monkeypatch.setattr(assets, 'cache_dir', lambda: place)
+  assert started(place, '--out', 'runs/whole').wait(120) == 0
+  programs = [f for f in cache.rglob('*') if f.is_file()]
+  assert programs
+  for file in programs:
+    file.write_bytes(b'\0' * (file.stat().st_size // 2))
+  assert started(place, '--out', 'runs/again').wait(120) == 0
+  whole, again = (records.read(place / 'runs' / name) for name in ('whole', 'again'))
+  plain = records.without_timings
+  assert [plain(r) for r in whole] == [plain(r) for r in again]
+
+
 @pytest.mark.slow
 def test_kill_9_at_random_moments_loses_and_doubles_nothing(place, capsys):
   """Runs are killed until a sweep is whole, and sweeps made until there were enough kills."""
