@@ -1,9 +1,12 @@
 """Tables of learners tested on the same episodes: mean, its 95 % interval, and who is separable."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fewshot import records, statistics
 from fewshot.errors import FewshotError
@@ -173,16 +176,18 @@ def _shown(cell: Cell) -> str:
 
 
 def _compared(group: Sequence[Record]) -> list[Cell]:
-  """The records of one setting, each against the best of them."""
+  """The records of one setting, each against the best of them.
+
+  Holm's correction is over all pairs: which one is the best was seen in the same episodes.
+  """
   whole = [r for r in group if r['scores']['accuracy']['value'] is not None]
-  if not whole:
-    return [_cell(r, 0.0, 1.0) for r in group]
-  best = max(whole, key=lambda r: r['scores']['accuracy']['value'])
-  rest = [r for r in whole if r is not best]
-  tests = [statistics.paired(best['episodes'], r['episodes']) for r in rest]
-  ps = dict(zip([r['id'] for r in rest], statistics.holm([t.p for t in tests]), strict=True))
-  behind = {r['id']: t.difference for r, t in zip(rest, tests, strict=True)}
-  return [_cell(r, behind.get(r['id'], 0.0), ps.get(r['id'], 1.0)) for r in group]
+  whole.sort(key=lambda r: r['scores']['accuracy']['value'], reverse=True)
+  pairs = list(itertools.combinations(whole, 2))
+  differences = [np.asarray(a['episodes']) - np.asarray(b['episodes']) for a, b in pairs]
+  held = statistics.holm(statistics.p_values(differences, 'permutation'))
+  known = zip(pairs, differences, held, strict=True)
+  of_best = {b['id']: (float(d.mean()), p) for (a, b), d, p in known if a is whole[0]}
+  return [_cell(r, *of_best.get(r['id'], (0.0, 1.0))) for r in group]
 
 
 def _cell(r: Record, behind: float, p: float) -> Cell:
