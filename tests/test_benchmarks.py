@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fewshot import bench
+from fewshot import bench, engine, experiment, prepared, records, tables
 from fewshot.errors import FewshotError
 
 LLAMA = {
@@ -32,8 +32,8 @@ def load(name: str) -> ModuleType:
   return module
 
 
-NAMES = ('decode', 'memory', 'selection', 'start', 'scale', 'plots')
-decode, memory, selection, start, scale, plots = map(load, NAMES)
+NAMES = ('decode', 'memory', 'selection', 'start', 'scale', 'plots', 'overhead')
+decode, memory, selection, start, scale, plots, overhead = map(load, NAMES)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]
   return run
 
 
-MODULES = [decode, memory, selection, start, scale]
+MODULES = [decode, memory, selection, start, scale, overhead]
 
 
 @pytest.mark.parametrize('module', MODULES, ids=lambda m: m.__name__)
@@ -197,3 +197,17 @@ def test_what_cannot_be_plotted_is_said(results, tmp_path):
 def test_the_page_is_that_of_the_committed_results():
   page = load('page')
   assert page.PAGE.read_text(encoding='utf-8') == page.page()
+
+
+def test_the_overhead_is_what_the_runs_did_not_take(tmp_path, monkeypatch):
+  timed = ((prepared, 'prepare'), (experiment, '_identity'), (records, 'append'))
+  for module, name in (*timed, (tables, 'write'), (engine, 'compile_programs')):
+    monkeypatch.setattr(module, name, getattr(module, name))  # They are put back.
+  monkeypatch.chdir(tmp_path)
+  overhead.make(tmp_path)
+  (tmp_path / 'config.py').write_text(overhead.CONFIG.format(steps=2, rows=('linear()',)))
+  found = overhead.measured(None)
+  assert found['runs'] == 20 and 0 < found['overhead'] < 1
+  sums = found['compile_s'] + found['runs_s'] + found['rest_s']
+  assert found['wall_s'] == pytest.approx(sums)
+  assert all(0 < found[f'{part}_s'] < found['rest_s'] for part in ('prepare', 'append', 'write'))
