@@ -130,8 +130,10 @@ def plan(config: str, overrides: Sequence[str], as_json: bool) -> int:
   if as_json:
     print(json.dumps({'groups': found, 'runs': runs, 'eta_seconds': round(total, 1)}))
   else:
+    untimed = sum('stages' in g for g in found)
+    more = f'; {untimed} groups of stages are not timed' if untimed else ''
     stdout.print(
-      f'{len(found)} groups, {runs} runs, about {_clock(total)} with compiling, by one worker'
+      f'{len(found)} groups, {runs} runs, about {_clock(total)} with compiling, by one worker{more}'
     )
   return 0
 
