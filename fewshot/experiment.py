@@ -1,5 +1,6 @@
 """Experiment: from configs to records and a table; what `fewshot run` does."""
 
+import functools
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -222,6 +223,7 @@ def adapted(p: Prepared, result: Result) -> Adapted:
   )
 
 
+@functools.cache
 def versions() -> dict[str, str]:
   """The code and the libraries that a number depends on."""
   found: Mapping[str, str] = {'fewshot': __version__, 'python': platform.python_version()}
