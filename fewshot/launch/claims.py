@@ -81,6 +81,16 @@ class Claims:
         held.file.unlink(missing_ok=True)
       os.close(held.descriptor)
 
+  @contextlib.contextmanager
+  def waited(self, name: str) -> Iterator[None]:
+    """As `claim`, once no other holds it."""
+    while True:
+      with self.claim(name) as held:
+        if held is not None:
+          yield
+          return
+      time.sleep(0.05)
+
   def held(self) -> dict[str, str]:
     """What is worked on, by the name of the job, with what its holder says of it."""
     files = self.folder.glob('*.claim') if self.folder.is_dir() else []

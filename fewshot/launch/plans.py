@@ -15,11 +15,12 @@ NAME = 'plan.json'
 
 def write(folder: Path, jobs: Sequence[Job]) -> None:
   """Writes plan.json; jobs of earlier commands in the folder stay in it."""
-  old = {j['id']: j for j in read(folder)}
   new = {j.id: {'id': j.id, 'label': j.label, 'runs': list(j.ids)} for j in jobs}
-  plan = {'jobs': [*(v for k, v in old.items() if k not in new), *new.values()]}
-  leaks.check(plan)
-  records.replace(folder / NAME, (json.dumps(plan, indent=1) + '\n').encode())
+  leaks.check(new)
+  with Claims(folder / CLAIMS).waited('plan'):  # Another may write it at the same time.
+    old = {j['id']: j for j in read(folder)}
+    plan = {'jobs': [*(v for k, v in old.items() if k not in new), *new.values()]}
+    records.replace(folder / NAME, (json.dumps(plan, indent=1) + '\n').encode())
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -114,3 +115,19 @@ def test_a_folder_that_is_a_file_is_one_line(tmp_path):
   with pytest.raises(FewshotError, match=r'cannot claim .*; give a writable folder'):  # noqa: SIM117
     with Claims(tmp_path / 'claims').claim('job'):
       pass
+
+
+def test_a_claim_is_waited_for(tmp_path):
+  order = []
+
+  def second():
+    with Claims(tmp_path).waited('plan'):
+      order.append('second')
+
+  with Claims(tmp_path).waited('plan'):
+    thread = threading.Thread(target=second)
+    thread.start()
+    time.sleep(0.2)
+    order.append('first')
+  thread.join(10)
+  assert order == ['first', 'second']
