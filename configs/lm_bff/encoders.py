@@ -32,6 +32,7 @@ def rows(classes: int) -> dict[str, dict[str, str]]:
   sgd = 'sgd(steps=60, lr={}, head_lr=1e-2, batch=32)'
   steps = 2 * 20 * 16 * classes // 16
   return {
+    'majority': {'method': 'majority()', 'fit': 'untrained()'},
     'knn': {'method': 'neighbours()', 'fit': 'memory()'},
     'probe': {'method': 'linear()', 'fit': 'logistic()'},
     **{name: {'method': m, 'fit': sgd.format(lr)} for name, (m, lr) in trained.items()},
