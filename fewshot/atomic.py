@@ -19,14 +19,17 @@ def replace(path: str | Path, data: bytes) -> None:
   ...   os.listdir(run)
   ['table.md']
   """
-  path = Path(path)
-  beside = path.with_name(f'.{path.name}.{os.getpid()}')
+  real = Path(os.path.realpath(path))  # A link stays, and what it names is replaced.
+  beside = real.with_name(f'.{real.name}.{os.getpid()}')
   try:
+    if real.exists() and not real.is_file():
+      real.write_bytes(data)  # A device, such as /dev/stdout; a folder is refused by that.
+      return
     with beside.open('wb') as file:
       file.write(data)
       file.flush()
       os.fsync(file.fileno())
-    os.replace(beside, path)
+    os.replace(beside, real)
   except OSError as error:
     with contextlib.suppress(OSError):
       beside.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from fewshot import config as configs
 from fewshot import records, stopping, summaries, tables
 from fewshot.console import Bars, note, stdout
 from fewshot.errors import FewshotError
+from fewshot.sound import usable
 
 
 def run(
@@ -49,6 +51,8 @@ def _run_splits(
   _show_preflight(prepared)
   if fresh and (aside := records.set_aside(folder)):
     note(f'earlier records are now {folder}/{aside}')
+  if fresh:
+    shutil.rmtree(folder / 'jobs', ignore_errors=True)
   earlier = _earlier(folder)
   summaries.check_comparable([*earlier, *(r for p in prepared for r in experiment.identities(p))])
   try:
@@ -60,6 +64,8 @@ def _run_splits(
     note(f'asked to end: {_kept(folder)}')
     return stopping.UNFINISHED
   else:
+    if kept and todo[0].checkpoints:
+      note('checkpoints are saved while runs are computed: of those recorded before none are new')
     if kept:
       note(f'{kept} runs were recorded before and not run again; --fresh runs them anew')
     return _finish(folder, as_json, log)
@@ -269,4 +275,4 @@ def folder_of(config: Any, out: str | None) -> Path:
 
 def _earlier(folder: Path) -> list[dict[str, Any]]:
   """The records that are there already."""
-  return summaries.usable(folder) if (folder / records.NAME).exists() else []
+  return usable(folder) if (folder / records.NAME).exists() else []

@@ -16,7 +16,9 @@ from fewshot import config as configs
 from fewshot.console import note, stderr, stdout
 from fewshot.errors import FewshotError
 from fewshot.launch import launchers, plans
+from fewshot.launch.claims import Claims
 from fewshot.launch.launchers import Worker
+from fewshot.launch.worker import CLAIMS
 
 COMMAND, CONFIG = 'command.json', 'config.py'
 COLOURS = {'done': 'green', 'running': 'cyan', 'failed': 'red', 'waiting': 'dim'}
@@ -151,7 +153,8 @@ def _estimated(g: dict[str, Any]) -> str:
 
 def status(folder: str, as_json: bool, watch: bool) -> int:
   """Prints where a folder stands, again and again until all is done if asked to watch."""
-  found = plans.status(Path(folder))
+  claims = Claims(Path(folder) / CLAIMS)
+  found = plans.status(Path(folder), claims)
   if as_json:
     print(json.dumps(found))
     return 0
@@ -161,7 +164,7 @@ def status(folder: str, as_json: bool, watch: bool) -> int:
   with Live(_table(found), console=stdout, auto_refresh=False) as live:
     while not found['runs'] or any(j['state'] in ('running', 'waiting') for j in found['jobs']):
       time.sleep(1)
-      found = plans.status(Path(folder))
+      found = plans.status(Path(folder), claims)
       live.update(_table(found), refresh=True)
   return 0
 

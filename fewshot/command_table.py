@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewshot import episode_tables, grids, pivots, records, renderers, summaries, tables
+from fewshot import episode_tables, grids, pivots, records, renderers, tables
 from fewshot.console import note, stdout
 from fewshot.errors import FewshotError, nearest
+from fewshot.sound import sound
 from fewshot.table_options import DEFAULTS
 
 FORMATS = ('terminal', 'csv', *renderers.FORMATS)
@@ -22,7 +23,7 @@ def again(folder: str, as_json: bool) -> None:
 
     command_episodes.show(Path(folder), as_json)
     return
-  rows = tables.write(folder, summaries.sound(known, folder))
+  rows = tables.write(folder, sound(known, folder))
   if as_json:
     print(json.dumps(tables.as_json(rows)))
   else:
@@ -54,7 +55,7 @@ def read(folders: Sequence[str]) -> list[dict[str, Any]]:
   found = []
   for folder in folders:
     known = records.read(folder, strict=False)
-    found += known if episode_tables.of_episodes(known) else summaries.sound(known, folder)
+    found += known if episode_tables.of_episodes(known) else sound(known, folder)
   return found
 
 

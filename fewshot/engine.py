@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshot import assets, parallel, remat, savings, train
+from fewshot import assets, parallel, remat, savings, stopping, train
 from fewshot.errors import FewshotError, nearest
 from fewshot.profiling import cost, phase
 from fewshot.quantized import nbytes
@@ -196,6 +196,8 @@ def _score(setup: train.Setup, params: Any, carry: Any, test: Any, dev: Any) -> 
 class Keeper(Protocol):
   """Keeps the carry of a chunk while it trains, so that another process can go on from there."""
 
+  spent: float  # Seconds of training before `restore`.
+
   def restore(self, carry: Any) -> tuple[int, Any]: ...
   def __call__(self, step: int, carry: Any) -> None: ...
 
@@ -219,13 +221,13 @@ def fit_and_score(
     scored = place.unfold(scored)
     scored['logits'] = np.asarray(scored['logits'])
   tick('score', 1.0)
-  done = time.perf_counter()
+  done, spent = time.perf_counter(), keeper.spent if keeper else 0.0
   has_curve = isinstance(carry, dict) and 'curve' in carry
   timings = {
-    'seconds': (done - start) / len(padded),
-    'chunk_seconds': done - start,
+    'seconds': (spent + done - start) / len(padded),
+    'chunk_seconds': spent + done - start,
     'chunk_runs': len(padded),
-    'fit_seconds': fitted - start,
+    'fit_seconds': spent + fitted - start,
     'score_seconds': done - fitted,
     'compile_seconds': programs.seconds,
     # Of one run, as the compiler counts; the program is that of one device.
@@ -253,6 +255,8 @@ def _advance(
     tick('train', t / steps)
     if keeper:
       keeper(t, carry)
+    elif stopping.asked():
+      raise stopping.Stopped
   return carry
 
 

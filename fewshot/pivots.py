@@ -22,6 +22,7 @@ IDENTITY = ('task', 'split.k', 'split.way', 'split.query', 'model')
 WITHIN = (
   *('method', 'fit', 'prompt'),
   *('training.learner', 'training.pool', 'training.steps', 'training.name', 'seed'),
+  *('config.max_length', 'config.dtype', 'config.dropout', 'config.unlabelled', 'hashes.weights'),
 )
 ABSENT = '–'
 OF: dict[str, Callable[[np.ndarray], Any]] = {

@@ -84,8 +84,8 @@ def _lock(fd: int) -> None:
 def _has_line(file: Path, id: str) -> bool:
   """Whether the last record of that id has a result; only lines that hold the id are parsed."""
   mark = json.dumps(id).encode()
-  found = [_parse(x)[0] for x in file.read_bytes().split(b'\n') if mark in x]
-  same = [record for record in found if record.get('id') == id]
+  found = [_parse(x) for x in file.read_bytes().split(b'\n') if mark in x]
+  same = [record for record, problem in found if not problem and record.get('id') == id]
   return bool(same) and has_result(same[-1])
 
 

@@ -67,7 +67,8 @@ def _latex_heads(grid: Grid) -> list[str]:
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-  return ' & '.join(cells) + r' \\'
+  line = ' & '.join(cells) + r' \\'
+  return '{}' + line if line.startswith('[') else line  # Else an argument of the rule above.
 
 
 def tex(text: str) -> str:

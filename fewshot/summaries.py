@@ -3,18 +3,16 @@
 import functools
 import re
 import statistics
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-from fewshot import records
 from fewshot.errors import FewshotError
 
 Record = Mapping[str, Any]
 Key = tuple[str, str, int, str, str, str]
 T = TypeVar('T')
+SETTINGS = ('max_length', 'dtype', 'dropout', 'unlabelled')  # Keys of a config.
 
 
 @dataclass(frozen=True)
@@ -101,23 +99,43 @@ def group(records: Iterable[Record]) -> dict[Key, list[Record]]:
   """The records that count, by the row they belong to; of a repeated `id` the last one counts.
 
   Hyper-parameters chosen on a dev set read `name=dev` in the row's spelling, since they may
-  differ between splits; those of a fixed grid read `name=value`, a row for each value.
+  differ between splits; those of a fixed grid read `name=value`, a row for each value.  So do
+  settings (`SETTINGS`, and the weights) in which records of one spelling differ.
 
   >>> group([])
   {}
   """
   latest = {record.get('id', index): record for index, record in enumerate(records)}
-  cells: dict[Key, dict[tuple[Any, int], list[Record]]] = {}
+  found: dict[Key, list[Record]] = {}
   for record in latest.values():
     method, fit = _spelling(record)
     shown = record.get('prompt', '')
     key = (record['model'], record['task'], record['split']['k'], shown, method, fit)
-    cell = (record['split'].get('seed'), record['seed'])
-    cells.setdefault(key, {}).setdefault(cell, []).append(record)
+    found.setdefault(key, []).append(record)
+  cells: dict[Key, dict[tuple[Any, int], list[Record]]] = {}
+  for key, members in found.items():
+    differ = _settings_that_differ(members)
+    for record in members:
+      beside = ' '.join(f'{name}={_setting(record, name)}' for name in differ)
+      own = (*key[:-1], f'{key[-1]} {beside}'.strip())
+      cell = (record['split'].get('seed'), record['seed'])
+      cells.setdefault(own, {}).setdefault(cell, []).append(record)
   return {
     key: [record for cell in by_cell.values() for record in _chosen(cell)]
     for key, by_cell in cells.items()
   }
+
+
+def _settings_that_differ(members: Sequence[Record]) -> list[str]:
+  return [n for n in (*SETTINGS, 'weights') if len({_setting(r, n) for r in members}) > 1]
+
+
+def _setting(record: Record, name: str) -> str:
+  """What a record was computed with beside its spellings; empty where it does not say."""
+  if name == 'weights':
+    return str(record['hashes'].get('weights', ''))[:8]
+  config = record.get('config') or {}
+  return str(config[name]) if name in config else ''
 
 
 def _chosen(cell: list[Record]) -> list[Record]:
@@ -286,56 +304,3 @@ def sections(rows: Iterable[Row]) -> list[list[Row]]:
   for row in rows:
     found.setdefault(row.key[:4], []).append(row)
   return list(found.values())
-
-
-def malformed(record: Record) -> str:
-  """Which field of a record has a type that no run writes; empty when none has.
-
-  >>> malformed({'split': 3})
-  'split'
-  """
-  texts = ('model', 'method', 'task', 'status', 'id', 'fit', 'prompt', 'objective')
-  tables = ('scores', 'hashes', 'timings', 'memory', 'hyper', 'split')
-  counts = ('trained', 'total', 'seed')
-  bad = [k for k in texts if not isinstance(record.get(k, ''), str)]
-  bad += [k for k in tables if not isinstance(record.get(k, {}), dict)]
-  bad += [k for k in counts if not isinstance(v := record.get(k, 0), int) or not -1 < v < 2**53]
-  if bad:
-    return bad[0]
-  numbers = (
-    {f'split.{k}': record['split'].get(k) for k in ('k', 'seed')} if 'split' in record else {}
-  )
-  numbers |= {f'{t}.{k}': v for t in ('timings', 'memory') for k, v in record.get(t, {}).items()}
-  for name, score in record.get('scores', {}).items():
-    numbers[f'scores.{name}'] = score.get('value') if isinstance(score, dict) else score
-  given = {k: v for k, v in numbers.items() if v is not None or k.startswith('split')}
-  wrong = [k for k, v in given.items() if not _is_count(v)]
-  hashes = [k for k, v in record.get('hashes', {}).items() if not isinstance(v, str)]
-  return (wrong + [f'hashes.{k}' for k in hashes] + [''])[0]
-
-
-def _is_count(value: Any) -> bool:
-  return isinstance(value, (int, float)) and abs(value) < 2**53
-
-
-def usable(path: str | Path) -> list[dict[str, Any]]:
-  """The records that a run could have written; others are left out with a warning line."""
-  return sound(records.read(path, strict=False), path)
-
-
-def sound(known: Iterable[dict[str, Any]], path: str | Path) -> list[dict[str, Any]]:
-  """Those of the records of `path` that are not malformed; a warning line for each that is.
-
-  >>> sound([], 'runs/none')
-  []
-  """
-  found = []
-  for i, record in enumerate(known, 1):
-    if field := malformed(record):
-      print(
-        f'fewshot: record {i} of {path} is left out: its field {field} is not what a run writes',
-        file=sys.stderr,
-      )
-    else:
-      found.append(record)
-  return found

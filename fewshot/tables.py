@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fewshot import records
 from fewshot.errors import FewshotError
-from fewshot.summaries import Record, Row, sections, summarise, usable
+from fewshot.sound import usable
+from fewshot.summaries import Record, Row, sections, summarise
 
 if TYPE_CHECKING:
   from rich.console import Console
@@ -102,7 +103,8 @@ def markdown_row(cells: Iterable[str]) -> str:
   >>> markdown_row(['a', 'b'])
   '| a | b |'
   """
-  return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
+  plain = (' '.join(cell.split('\n')).replace('|', '\\|') for cell in cells)
+  return '| ' + ' | '.join(plain) + ' |'
 
 
 def title(section: Sequence[Row]) -> str:
@@ -259,7 +261,7 @@ def runs(row: Row) -> str:
   >>> runs(Row('vit', 'digits', 16, 'linear()', runs=5, lost=1, failed=1))
   '4 of 5 (1 failed)'
   """
-  troubles = [('failed', row.failed), ('collapsed', row.collapsed)]
+  troubles = [('failed', row.failed), ('collapsed', row.collapsed), ('re-run', row.retried)]
   notes = ', '.join(f'{count} {name}' for name, count in troubles if count)
   count = f'{row.runs - row.lost} of {row.runs}' if row.lost else f'{row.runs}'
   return f'{count} ({notes})' if notes else count

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fewshot import cli, grids, pivots, records, renderers, summaries, tables
+from fewshot import cli, grids, pivots, records, renderers, tables
 from fewshot.errors import FewshotError
+from fewshot.sound import usable
 from tests.test_tables import five, make
 
 ROOT = Path(__file__).parents[1]
@@ -361,7 +362,7 @@ def test_a_table_of_many_records_takes_little_more_than_to_parse_them(tmp_path):
     return [json.loads(line) for line in file.read_bytes().splitlines()]
 
   def table():
-    known = summaries.usable(tmp_path)
+    known = usable(tmp_path)
     return tables.render_markdown(tables.summarise(known))
 
   def seconds(work):

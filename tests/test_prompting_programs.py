@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from fewshot import (
-  experiment,
   fits,
   methods,
   models,
@@ -19,6 +18,7 @@ from fewshot.config import default
 from fewshot.engine import Options
 from fewshot.errors import FewshotError
 from fewshot.fits.base import Data, Loss
+from fewshot.launch import groups, work
 from fewshot.methods import paths
 from fewshot.models import bert, gpt2
 from fewshot.programs import pretraining, prompting, selftraining
@@ -399,11 +399,11 @@ def test_a_config_runs_a_program_of_prompts(place, tmp_path):
   config.program = 'pet(fit=sgd(steps=2), classifier_fit=sgd(steps=2))'
   bare = bert.forward(BERT)
   (p,) = prepared.prepare([config], load=lambda *a, **k: place[0]._replace(forward=bare))
-  (record,) = experiment.execute(p, tmp_path, None, lambda *a: None, set())
+  (record,) = work.execute(groups.group(p), tmp_path, None, lambda *a: None, {})
   assert record['method'] == config.program and record['status'] in ('ok', 'collapsed')
   assert [s['stage'] for s in record['stages']] == ['ensemble', 'distill']
   assert record['scores']['accuracy']['n'] == len(p.data.labels) == len(record['predictions'])
-  (again,) = experiment.execute(p, tmp_path, None, lambda *a: None, set())
+  (again,) = work.execute(groups.group(p), tmp_path, None, lambda *a: None, {})
   assert all(s['cached'] for s in again['stages'])
   assert again['predictions'] == record['predictions']
 

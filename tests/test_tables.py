@@ -315,3 +315,21 @@ def test_a_record_of_wrong_types_costs_only_itself(tmp_path, capsys, field, valu
   (row,) = tables.write(tmp_path)
   assert row.n == 1
   assert f'record 2 of {tmp_path} is left out: its field {field}' in capsys.readouterr().err
+
+
+def test_runs_of_other_settings_are_rows_of_their_own():
+  base = {'model': 'vit', 'task': 'digits', 'method': 'a()', 'fit': 'f()', 'seed': 0}
+  base |= {'status': 'ok', 'trained': 1, 'total': 2, 'timings': {}}
+  runs = [
+    base | {'split': {'k': 4, 'seed': s}, 'scores': {'accuracy': {'value': a}},
+            'config': {'max_length': n, 'dtype': 'float32'}, 'hashes': {'weights': w}}
+    for n, w, a in ((8, 'aaaa', 0.5), (2, 'aaaa', 0.25), (8, 'bbbb', 0.75))
+    for s in (0, 1)
+  ]  # fmt: skip
+  rows = summaries.summarise(runs)
+  assert [(r.fit, r.mean, r.runs) for r in rows] == [
+    ('f() max_length=8 weights=aaaa', 0.5, 2),
+    ('f() max_length=2 weights=aaaa', 0.25, 2),
+    ('f() max_length=8 weights=bbbb', 0.75, 2),
+  ]
+  assert [r.fit for r in summaries.summarise(runs[:2])] == ['f()']

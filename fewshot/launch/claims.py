@@ -29,6 +29,7 @@ except ImportError:  # Windows: only the count is left.
 
 BEAT = 5.0  # Seconds between two counts.
 PATIENCE = 60.0
+SAID = ('holder', 'says')
 
 
 @dataclasses.dataclass
@@ -154,9 +155,10 @@ def _write(claim: Claim, count: int) -> None:
 def _read(file: Path) -> dict[str, Any]:
   try:
     found = json.loads(file.read_bytes() or b'{}')
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return {}
-  return found if isinstance(found, dict) else {}
+  whole = isinstance(found, dict) and all(isinstance(found.get(k, ''), str) for k in SAID)
+  return found if whole else {}
 
 
 def _lock(descriptor: int) -> bool:

@@ -6,6 +6,7 @@ The runs that are left go into fewer chunks of the same compiled program.
 """
 
 import collections
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fewshot import train
+from fewshot import stopping, train
 from fewshot.engine import Programs, Progress
 from fewshot.errors import FewshotError
 from fewshot.runs import Run, stack
@@ -57,7 +58,7 @@ def halve(
   if programs.placement.name != 'one':
     raise FewshotError("config.halving is of one device; set engine.devices='one', or halving=0")
   alive, stopped, carries = list(range(len(runs))), dict[int, Rung](), dict[int, Any]()
-  before, score = 0, _dev_scorer(programs)
+  before, score, begun = 0, _dev_scorer(programs), time.perf_counter()
   points = max(collections.Counter(cells).values())
   for t in rungs(points, programs.steps, eta):
     devs: dict[int, dict[str, float]] = {}
@@ -71,9 +72,10 @@ def halve(
     best = _best(alive, cells, devs, eta)
     stopped |= {i: Rung(t, devs[i]) for i in alive if i not in best}
     alive, before = [i for i in alive if i in best], t
-  results: dict[int, Result] = {}
+  results, spent = dict[int, Result](), time.perf_counter() - begun
   for chunk in _chunks(alive, programs.chunk):
-    at = _At(before, _stacked([carries[i] for i in chunk], programs)) if before else None
+    share = spent * len(chunk) / len(runs)  # All of the rungs is paid for by all of the runs.
+    at = _At(before, _stacked([carries[i] for i in chunk], programs), share) if before else None
     found = computed(programs, [runs[i] for i in chunk], tick, at)
     results |= dict(zip(chunk, found, strict=True))
   return Outcome(results, stopped)
@@ -82,8 +84,8 @@ def halve(
 class _At:
   """A keeper that gives what the rungs left, and keeps nothing."""
 
-  def __init__(self, step: int, carry: Any) -> None:
-    self._step, self._carry = step, carry
+  def __init__(self, step: int, carry: Any, spent: float) -> None:
+    self._step, self._carry, self.spent = step, carry, spent
 
   def restore(self, carry: Any) -> tuple[int, Any]:
     del carry
@@ -91,6 +93,8 @@ class _At:
 
   def __call__(self, step: int, carry: Any) -> None:
     del step, carry
+    if stopping.asked():
+      raise stopping.Stopped
 
 
 def _best(
@@ -128,6 +132,8 @@ def _advanced(
   inputs = stack(programs.data, [*runs, *[runs[0]] * (programs.chunk - len(runs))])
   for start, end in _stops(t0, t1, programs.stride):
     carry = programs.advance(programs.params, inputs, carry, jnp.int32(start), jnp.int32(end))
+    if stopping.asked():
+      raise stopping.Stopped
   return carry, jax.tree.map(np.asarray, score(programs.params, carry, inputs.data.dev))
 
 

@@ -1,6 +1,8 @@
 """Keeping: the carry of a chunk of runs, saved while it trains."""
 
 import contextlib
+import math
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,13 +26,19 @@ class Keeper:
     self._folder, self._about, self._clock = folder, about, clock
     self._every = every
     self._states: States | None = None
-    self._last = clock()
+    self._last = self._begun = clock()
+    self.spent = 0.0  # Seconds that earlier processes trained.
 
   def restore(self, carry: Any) -> tuple[int, Any]:
     """The step to go on from, and the carry there."""
+    self._begun = self._clock()
     if not self._folder.is_dir():
       return 0, carry
-    return self._opened().restore(carry) or (0, carry)
+    found = self._opened().restore({'carry': carry, 'spent': np.zeros((), np.float32)})
+    if found is None:
+      return 0, carry
+    self.spent = float(found[1]['spent'])
+    return found[0], found[1]['carry']
 
   def __call__(self, step: int, carry: Any) -> None:
     """Keeps the carry after `step` steps if it is time; raises `Stopped` if asked to end."""
@@ -51,9 +59,13 @@ class Keeper:
   def _save(self, step: int, carry: Any) -> None:
     """A full disk costs the state, never the run."""
     try:
-      self._opened().save(step, carry, _dev_score(carry))
-    except Exception as e:
+      spent = np.float32(self.spent + self._clock() - self._begun)
+      self._opened().save(step, {'carry': carry, 'spent': spent}, _dev_score(carry))
+    except Exception as e:  # No room is left to what only saves time: records come first.
       warnings.warn(f'the state of step {step} could not be saved ({cause(e)})', stacklevel=3)
+      self.close()
+      self._states, self._every = None, math.inf
+      shutil.rmtree(self._folder, ignore_errors=True)
 
   def _opened(self) -> States:
     if self._states is None:

@@ -9,6 +9,7 @@ from fewshot import leaks, records
 from fewshot.errors import FewshotError
 from fewshot.launch.claims import Claims
 from fewshot.launch.worker import CLAIMS, Job
+from fewshot.sound import malformed
 
 NAME = 'plan.json'
 
@@ -26,22 +27,28 @@ def write(folder: Path, jobs: Sequence[Job]) -> None:
 def read(folder: Path) -> list[dict[str, Any]]:
   """The jobs of the plan; none where there is no plan that can be read."""
   try:
-    found = json.loads((folder / NAME).read_bytes())['jobs']
-    return [j for j in found if isinstance(j['id'], str) and isinstance(j['runs'], list)]
-  except (OSError, ValueError, TypeError, KeyError):
+    return [j for j in json.loads((folder / NAME).read_bytes())['jobs'] if _is_job(j)]
+  except (OSError, ValueError, TypeError, KeyError, RecursionError):
     return []
 
 
-def status(folder: Path) -> dict[str, Any]:
+def _is_job(job: Any) -> bool:
+  texts = [job['id'], job['label'], *job['runs']]
+  return isinstance(job['runs'], list) and all(isinstance(text, str) for text in texts)
+
+
+def status(folder: Path, claims: Claims | None = None) -> dict[str, Any]:
   """Where each job of a folder stands, how much is done and failed, what is left and for how long.
 
-  Raises `FewshotError` where there is neither a plan nor a record.
+  `claims` is what watched the folder before: it knows which of other machines stand still.  Raises
+  `FewshotError` where there is neither a plan nor a record.
   """
   there = (folder / NAME).exists() or (folder / records.NAME).exists()
-  jobs, latest = read(folder), records.Tail(folder).read() if there else {}
+  known = records.Tail(folder).read() if there else {}
+  jobs, latest = read(folder), {k: r for k, r in known.items() if not malformed(r)}
   if not there:
     raise FewshotError(f'{folder} has no plan and no records; give the folder of a run (--out)')
-  held = Claims(folder / CLAIMS).held()
+  held = (claims or Claims(folder / CLAIMS)).held()
   rows = [_job(j, latest, held) for j in jobs]
   done = [r for r in latest.values() if records.has_result(r)]
   left = sum(row['runs'] - row['done'] for row in rows)
@@ -69,7 +76,7 @@ def _job(job: dict[str, Any], latest: dict[str, Any], held: dict[str, str]) -> d
     state = 'running'
   return {
     'id': job['id'],
-    'label': job.get('label', ''),
+    'label': job['label'],
     'state': state,
     'runs': len(job['runs']),
     'done': done,

@@ -21,6 +21,7 @@ from fewshot import (
   stopping,
 )
 from fewshot import sweep as sweeps
+from fewshot.console import note
 from fewshot.engine import Options, Programs, Progress
 from fewshot.errors import FewshotError, cause
 from fewshot.launch import halving
@@ -49,23 +50,28 @@ def execute(
     stopping.Stopped: the process was asked to end; what was computed is saved.
   """
   written: set[str] = set()
-
-  def write(record: Record) -> Record:
-    written.add(record['id'])
+  steps = _staged if group.rows[0].program else _swept
+  for record in _or_failed(
+    steps(group, out, log is not None, progress, done), group, done, written
+  ):
     if log and records.append(out, record, once=True):
       log.record(record)
-    return record
+    written.add(record['id'])
+    yield record
 
-  steps = _staged if group.rows[0].program else _swept
+
+def _or_failed(
+  steps: Iterator[Record], group: Group, done: Mapping[str, Record], written: set[str]
+) -> Iterator[Record]:
+  """The records of `steps`; what else than a stop ends it is one of each run that is lacking."""
   try:
-    for record in steps(group, out, log is not None, progress, done):
-      yield write(record)
+    yield from steps
   except (FewshotError, stopping.Stopped):
     raise
   except Exception as e:
     for id, planned in group.runs.items():
       if id not in written and not records.has_result(done.get(id)):
-        yield write(experiment.failed(planned.row, planned.own, cause(e)))
+        yield experiment.failed(planned.row, planned.own, cause(e))
 
 
 def remaining(group: Group, done: Mapping[str, Record]) -> list[str]:
@@ -138,7 +144,10 @@ def _keep(out: Path, p: Prepared, record: Record, result: Result) -> None:
   if record['status'] in ('ok', 'collapsed'):
     outputs.save(out, p, record, result)
   if p.config.checkpoints and record['status'] == 'ok':
-    checkpoint.save(experiment.adapted(p, result), out / 'checkpoints' / record['id'])
+    try:
+      checkpoint.save(experiment.adapted(p, result), out / 'checkpoints' / record['id'])
+    except FewshotError as e:
+      note(f'the checkpoint of {record["id"]} is not there: {e}')
 
 
 def first_id(record: Mapping[str, Any]) -> str:
@@ -152,11 +161,11 @@ def _recorded(
   """What is recorded of an attempt, in the order of the axis; of a grid a cell when it is whole."""
   if all(records.has_result(done.get(id)) for id in todo):
     return
-  ids, cell = list(todo), list[tuple[str, Result, list[Result]]]()
+  ids, cell, whole = list(todo), list[tuple[str, Result, list[Result]]](), _whole(todo, done)
   start = 0
   while start < len(ids):
     chunk = ids[start : start + device.chunk(len(ids))]
-    if all(records.has_result(done.get(id)) for id in chunk):
+    if all(id in whole for id in chunk):
       start += len(chunk)
       continue
     results = device.compute([todo[id] for id in chunk], f'{attempt}-{start}')
@@ -193,6 +202,15 @@ def _halved(
       else:
         result = results[i]._replace(run=own)
         yield experiment.record(p, result, [results[j] for j in last], chosen=i == best), result
+
+
+def _whole(todo: Mapping[str, Planned], done: Mapping[str, Record]) -> set[str]:
+  """The runs that need not be computed; of a grid those whose whole cell is there."""
+  there = {id for id in todo if records.has_result(done.get(id))}
+  if not _has_grid(todo):
+    return there
+  lacking = {_cell(todo[id]) for id in todo if id not in there}
+  return {id for id in there if _cell(todo[id]) not in lacking}
 
 
 def _peers(
@@ -235,7 +253,12 @@ class _Device:
   def __init__(self, group: Group, folder: Path, progress: Progress) -> None:
     self._group, self._folder, self._tick = group, folder, progress
     self._programs: Programs | None = None
+    wanted = options(group.rows[0].config)
+    self._asked = [wanted.runs, wanted.memory]
     self._pinned = _pinned(folder)
+    if self._pinned and self._pinned.get('asked') != self._asked:  # In another size: from anew.
+      self.forget()
+      self._pinned = {}
 
   def chunk(self, runs: int) -> int:
     """How many runs go at once; the same as before where the folder says so."""
@@ -301,7 +324,7 @@ class _Device:
 
   def _pin(self, about: dict[str, Any]) -> None:
     """A chunk of another size has other rounding, so that resumed runs keep the size."""
-    self._pinned = about
+    self._pinned = about = about | {'asked': self._asked}
     if not parallel.writes():
       return
     with contextlib.suppress(OSError, FewshotError):

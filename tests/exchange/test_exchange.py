@@ -185,7 +185,7 @@ def test_a_folder_without_an_adapter_is_named(tmp_path):
     exchange.read(tmp_path, errors.base('bert-tiny'))
   (tmp_path / 'adapter_config.json').write_text('{"peft_type": "LORA"}')
   (tmp_path / 'adapter_model.safetensors').write_bytes(b'no tensors')
-  with pytest.raises(FewshotError, match=r'adapter_model.safetensors of .* is missing or damaged'):
+  with pytest.raises(FewshotError, match=r'adapter_model.safetensors is corrupted or truncated'):
     exchange.read(tmp_path, errors.base('bert-tiny'))
 
 

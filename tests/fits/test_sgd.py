@@ -229,7 +229,7 @@ def test_the_curve_is_the_loss_before_each_step():
   [
     ('sgd(steps=0)', 'sgd(steps=0, batch=16): both are at least 1'),
     ('sgd(batch=0)', 'both are at least 1'),
-    ("sgd(optimizer='adam')", "optimizer='adam') is unknown; there are adamw, sgd"),
+    ("sgd(optimizer='adam')", "optimizer='adam') is unknown; there are adamw, bertadam, sgd"),
     ("sgd(schedule='poly')", "schedule='poly') is unknown; there are constant, linear, cosine"),
     ('sgd(learning_rate=1)', "no argument 'learning_rate'"),
     ('sgd(steps=2.5)', 'sgd(steps=...) takes int, not 2.5'),

@@ -97,7 +97,6 @@ def test_a_run_that_is_asked_to_end_goes_on_bit_for_bit(place, monkeypatch, caps
   (state,) = (place / 'runs/tiny/jobs').glob('*/*/[0-9]*')
   assert 0 < int(state.name) <= 20
   steps = []
-  monkeypatch.setattr(engine, 'cost', lambda program: {})
   restored = Keeper.restore
   monkeypatch.setattr(Keeper, 'restore', lambda *a: steps.append(restored(*a)) or steps[-1])
   assert cli.main(run) == 0
@@ -338,3 +337,53 @@ def test_a_staged_run_that_is_asked_to_end_goes_on_with_the_same_records(place, 
     for name in ('tiny', 'whole')
   )
   assert found == whole and len(found) == 2
+
+
+def test_a_cell_of_a_grid_that_lies_across_chunks_is_decided_as_a_whole(place):
+  workplace.config(place, (('linear()', 'sgd(steps=3, lr=0.01)'),))
+  run = [
+    *RUN,
+    '--config.dev_k=2',
+    '--config.engine.runs=3',
+    '--config.grid.lr=(0.1,0.01,0.001,0.0)',
+  ]
+  assert cli.main([*run, '--out', 'runs/whole']) == 0
+  assert cli.main(run) == 0
+  file = place / 'runs/tiny/records.jsonl'
+  file.write_bytes(b''.join(file.read_bytes().splitlines(keepends=True)[:3]))
+  assert cli.main(run) == 0
+  chosen = [{r['id']: r['chosen'] for r in plain(place, name)} for name in ('tiny', 'whole')]
+  assert chosen[0] == chosen[1] and sum(chosen[0].values()) == 2
+
+
+@pytest.mark.parametrize('line', ['{{"id":"{id}"}}', '["{id}"]', '"{id}"'])
+def test_a_damaged_line_that_names_a_run_does_not_keep_it_from_being_recorded(place, line):
+  workplace.config(place, workplace.CHEAP[:1])
+  assert cli.main(RUN) == 0
+  file = place / 'runs/tiny/records.jsonl'
+  first, last = file.read_text().splitlines()
+  id = json.loads(last)['id']
+  file.write_text(first + '\n' + line.format(id=id) + '\n')
+  assert cli.main(RUN) == 0
+  assert [json.loads(x)['id'] for x in file.read_text().splitlines()[::2]] == [
+    json.loads(first)['id'], id,
+  ]  # fmt: skip
+
+
+def test_a_resumed_run_took_what_all_processes_took(place, monkeypatch):
+  keeper = Keeper(place / 'state', {}, 0.0, clock=iter([0.0, 10.0, 17.0, 17.0, 17.0]).__next__)
+  keeper.restore({'x': jax.numpy.ones(2)})
+  keeper(4, {'x': jax.numpy.ones(2)})
+  keeper.close()
+  again = Keeper(place / 'state', {}, 60.0)
+  step, _ = again.restore({'x': jax.numpy.zeros(2)})
+  assert (step, again.spent) == (4, 7.0)
+
+
+def test_another_size_of_chunks_begins_anew(place, monkeypatch):
+  workplace.config(place, LONG)
+  with monkeypatch.context() as patched:
+    stopped_after(patched, 4)
+    assert cli.main([*RUN, '--config.engine.runs=2']) == stopping.UNFINISHED
+  assert cli.main([*RUN, '--config.engine.runs=1']) == 0
+  assert {r['memory']['runs'] for r in records.read(place / 'runs/tiny')} == {1}

@@ -28,6 +28,9 @@ DTYPES: dict[str, Any] = {
   'I32': np.int32,
   'I16': np.int16,
   'I8': np.int8,
+  'U64': np.uint64,
+  'U32': np.uint32,
+  'U16': np.uint16,
   'U8': np.uint8,
   'BOOL': np.bool_,
 }
