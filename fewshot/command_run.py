@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ def _run_splits(
   """The runs of configs of texts: splits and seeds of a task."""
   _join(todo)
   from fewshot import experiment, parallel, preflight
+  from fewshot.launch import plans
   from fewshot.launch.groups import groups
   from fewshot.prepared import prepare
   from fewshot.writers import open_log
@@ -52,7 +52,7 @@ def _run_splits(
   if fresh and (aside := records.set_aside(folder)):
     note(f'earlier records are now {folder}/{aside}')
   if fresh:
-    shutil.rmtree(folder / 'jobs', ignore_errors=True)
+    plans.forget(folder)
   earlier = _earlier(folder)
   summaries.check_comparable([*earlier, *(r for p in prepared for r in experiment.identities(p))])
   try:

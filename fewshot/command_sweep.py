@@ -37,6 +37,8 @@ def run(
     return command_run.run(config, overrides, str(folder), fresh, as_json)
   if fresh and (aside := records.set_aside(folder)):
     note(f'earlier records are now {folder}/{aside}')
+  if fresh:
+    plans.forget(folder)
   _remember(folder, config, overrides)
   plans.write(folder, [])  # The workers say what there is to do, once they run.
   worker = Worker(config, overrides, str(folder))
@@ -174,7 +176,7 @@ def _table(found: dict[str, Any]) -> Table:
   eta = found['eta_seconds']
   left = '' if not eta else f', about {_clock(eta)} left'
   best = found['best']
-  top = f', best {100 * best["accuracy"]:.1f} % by {best["method"]}' if best else ''
+  top = f', best run {100 * best["accuracy"]:.1f} % on test, by {best["method"]}' if best else ''
   lost = ', '.join(f'{found[k]} {k}' for k in ('failed', 'collapsed') if found[k])
   caption = f'{found["done"]} of {found["runs"]} runs{", " + lost if lost else ""}{left}{top}'
   caption = caption if found['runs'] else 'no worker has begun yet'

@@ -153,6 +153,8 @@ def _status(result: Result, peers: Sequence[Result], labels: np.ndarray) -> tupl
     return 'failed', 'the logits were not finite'
   if len(set(result.predictions.tolist())) == 1:
     return 'collapsed', 'every test item got the same class'
+  if curve is not None and len(curve) > 1 and (rise := _rise(curve)) > 1e3:
+    return 'collapsed', f'the loss rose to {rise:.3g} times its start'
   scores = [float((r.predictions == labels).mean()) for r in peers]
   own, chance = float((result.predictions == labels).mean()), _chance(labels)
   doubt = 2 * (chance * (1 - chance) / len(labels)) ** 0.5

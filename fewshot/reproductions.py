@@ -170,9 +170,9 @@ def _why(test: statistics.Equivalence, c: Mapping[str, Any]) -> str:
     return c['differs']
   if c.get('fixed'):
     return f'difference {test.difference:+.2f} on the same fixed trials'
-  p = f'p = {test.p:.2g}'
+  p = f'TOST p = {test.p:.2g}'
   if not 0.001 <= test.p <= 0.999:
-    p = 'p < 0.001' if test.p < 0.5 else 'p > 0.999'
+    p = 'TOST p < 0.001' if test.p < 0.5 else 'TOST p > 0.999'
   return f'difference {test.difference:+.2f}, {p}'
 
 

@@ -114,7 +114,7 @@ def test_nine_methods(tmp_path, tiny, monkeypatch) -> None:
   runs = records.read(tmp_path / 'runs/mails')
   assert len({r['method'] for r in runs}) == 3 and len(runs) == 9
   assert {r['status'] for r in runs} <= {'ok', 'collapsed'}
-  assert pictures(notebook) == 1 and said(notebook).count('points behind') == 2
+  assert pictures(notebook) == 1 and said(notebook).count(' %  ') == 3
 
 
 def test_episodes(tmp_path, tiny, monkeypatch) -> None:

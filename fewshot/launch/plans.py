@@ -1,6 +1,7 @@
 """The plan of a folder: which jobs there are, and where each stands."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from fewshot.launch.claims import Claims
 from fewshot.launch.worker import CLAIMS, Job
 from fewshot.sound import malformed
 
-NAME = 'plan.json'
+NAME, JOBS = 'plan.json', 'jobs'
 
 
 def write(folder: Path, jobs: Sequence[Job]) -> None:
@@ -22,6 +23,12 @@ def write(folder: Path, jobs: Sequence[Job]) -> None:
     old = {j['id']: j for j in read(folder)}
     plan = {'jobs': [*(v for k, v in old.items() if k not in new), *new.values()]}
     records.replace(folder / NAME, (json.dumps(plan, indent=1) + '\n').encode())
+
+
+def forget(folder: Path) -> None:
+  """Drops the plan and the states of earlier commands."""
+  (folder / NAME).unlink(missing_ok=True)
+  shutil.rmtree(folder / JOBS, ignore_errors=True)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -27,13 +27,13 @@ from fewshot.errors import FewshotError, cause
 from fewshot.launch import halving
 from fewshot.launch.groups import Group, Planned, retried
 from fewshot.launch.keeping import Keeper
+from fewshot.launch.plans import JOBS
 from fewshot.limits import options
 from fewshot.prepared import Prepared, data_of
 from fewshot.runs import Run
 from fewshot.sweep import Result
 from fewshot.writers import Log
 
-JOBS = 'jobs'
 Record = dict[str, Any]
 
 

@@ -103,7 +103,11 @@ def _beyond(sums: np.ndarray, observed: np.ndarray) -> np.ndarray:
 
 
 def _p_of_t(d: np.ndarray, seed: int) -> np.ndarray:
-  """Of each column of differences [n, m]; 1 where there is one case or no difference at all."""
+  """Of each column of differences [n, m]; 1 where there is one case or no difference at all.
+
+  Differences that are all the same, as one test item makes them, have no spread to be held against:
+  they say what their n signs say.
+  """
   from scipy.special import stdtr
 
   del seed
@@ -111,8 +115,9 @@ def _p_of_t(d: np.ndarray, seed: int) -> np.ndarray:
   if n < 2:
     return np.ones(d.shape[1])
   error = d.std(0, ddof=1) / n**0.5
-  t = np.divide(mean, error, out=np.where(mean > 1e-12, np.inf, 0.0), where=error > 1e-12)
-  return 2 * stdtr(n - 1, -t)
+  t = np.divide(mean, error, out=np.zeros_like(mean), where=error > 1e-12)
+  same = np.where(mean > 1e-12, 2.0 ** (1 - n), 1.0)
+  return np.where(error > 1e-12, 2 * stdtr(n - 1, -t), same)
 
 
 TESTS = {'permutation': _p_of_signs, 'bootstrap': _p_of_resamples, 't': _p_of_t}

@@ -330,7 +330,7 @@ def test_a_staged_run_that_is_asked_to_end_goes_on_with_the_same_records(place, 
   with monkeypatch.context() as patched:
     stopped_after(patched, 3)
     assert cli.main(run) == stopping.UNFINISHED
-  assert len(workplace.records(place)) == 1
+  assert len(workplace.records(place)) < 2
   assert cli.main(run) == 0
   found, whole = (
     [{**r, 'stages': [{**s, 'cached': None} for s in r['stages']]} for r in plain(place, name)]
