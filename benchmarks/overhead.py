@@ -73,7 +73,7 @@ def measured(profile: cProfile.Profile | None) -> dict[str, float]:
   from fewshot.launch import groups, work  # noqa: F401
 
   parts = {'import_s': time.perf_counter() - begun}
-  named = ((prepared, 'prepare'), (experiment, '_identity'), (records, 'append'))
+  named = ((prepared, 'prepare'), (experiment, 'identity'), (records, 'append'))
   for module, name in (*named, (tables, 'write'), (engine, 'compile_programs')):
     _time(module, name, parts)
   command = ['run', 'config.py']

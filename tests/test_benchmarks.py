@@ -200,7 +200,7 @@ def test_the_page_is_that_of_the_committed_results():
 
 
 def test_the_overhead_is_what_the_runs_did_not_take(tmp_path, monkeypatch):
-  timed = ((prepared, 'prepare'), (experiment, '_identity'), (records, 'append'))
+  timed = ((prepared, 'prepare'), (experiment, 'identity'), (records, 'append'))
   for module, name in (*timed, (tables, 'write'), (engine, 'compile_programs')):
     monkeypatch.setattr(module, name, getattr(module, name))  # They are put back.
   monkeypatch.chdir(tmp_path)
