@@ -185,6 +185,8 @@ def _check_value(key: str, current: Any, value: Any) -> None:
   odd = value is None or (isinstance(value, bool) and not isinstance(current, bool))
   if odd:
     raise FewshotError(f'config.{key} is of type {type(current).__name__}, not {value!r}')
+  if isinstance(value, str) and '\0' in value:
+    raise FewshotError(f'config.{key} holds a null character; leave it out')
   if not isinstance(current, tuple) or not isinstance(value, (tuple, list)):
     return
   kinds, noun = ((int, float), 'numbers') if key.startswith('grid.') else ((int,), 'seeds')
