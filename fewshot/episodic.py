@@ -40,6 +40,7 @@ from fewshot.learners.evaluating import setup_of
 from fewshot.models import Model
 
 Progress = Callable[[int, float], None]  # (steps done, loss)
+MOST_EPISODES = 1_000_000  # Their ledger is made at once.
 STATISTICS = ('train', 'always', 'never')
 
 
@@ -172,6 +173,8 @@ def _check(c: ConfigDict, teacher: Learner | None) -> None:
     raise FewshotError(
       f'train.meta_batch={c.train.meta_batch} and test.episodes={c.test.episodes} are at least 1'
     )
+  if c.test.episodes > MOST_EPISODES:
+    raise FewshotError(f'test.episodes={c.test.episodes:,} is more than {MOST_EPISODES:,}')
   if not 0 < c.train.lr < math.inf or min(c.train.steps, c.train.save_every, c.train.images) < 0:
     raise FewshotError(
       f'train.lr={c.train.lr} is a number above 0; train.steps, train.save_every and train.images '
