@@ -165,7 +165,7 @@ def _described(p: Any, devices: Sequence[int], as_json: bool) -> dict[str, Any]:
   if devices:
     job = planning.job(p.config, p.method, p.data, len(p.task.classes))
     return row | {'plans': [_planned(planning.plan(job, n), as_json) for n in devices]}
-  return row | experiment.cost(p)
+  return row | experiment.cost(experiment.compiled(p, list(experiment.plan(p).values())))
 
 
 def _show_cost(row: dict[str, Any]) -> None:

@@ -16,9 +16,7 @@ from fewshot import config as configs
 from fewshot.console import note, stderr, stdout
 from fewshot.errors import FewshotError
 from fewshot.launch import launchers, plans
-from fewshot.launch.claims import Claims
 from fewshot.launch.launchers import Worker
-from fewshot.launch.worker import CLAIMS
 
 COMMAND, CONFIG = 'command.json', 'config.py'
 COLOURS = {'done': 'green', 'running': 'cyan', 'failed': 'red', 'waiting': 'dim'}
@@ -53,12 +51,13 @@ def run(
 
 def _processes(worker: Worker, n: int, as_json: bool) -> int:
   folder = Path(worker.folder)
+  watched = plans.Watch(folder)
   note(f'{n} workers, what they print is in {folder}/{launchers.LOGS}', style='bold')
   with stopping.on_signal(), Live(console=stderr, auto_refresh=False) as live:
 
     def show() -> None:
       if stderr.is_terminal:
-        live.update(_table(plans.status(folder)) if plans.read(folder) else Text('starting'))
+        live.update(_table(watched.status()) if plans.read(folder) else Text('starting'))
         live.refresh()
 
     try:
@@ -155,8 +154,8 @@ def _estimated(g: dict[str, Any]) -> str:
 
 def status(folder: str, as_json: bool, watch: bool) -> int:
   """Prints where a folder stands, again and again until all is done if asked to watch."""
-  claims = Claims(Path(folder) / CLAIMS)
-  found = plans.status(Path(folder), claims)
+  watched = plans.Watch(Path(folder))
+  found = watched.status()
   if as_json:
     print(json.dumps(found))
     return 0
@@ -166,7 +165,7 @@ def status(folder: str, as_json: bool, watch: bool) -> int:
   with Live(_table(found), console=stdout, auto_refresh=False) as live:
     while not found['runs'] or any(j['state'] in ('running', 'waiting') for j in found['jobs']):
       time.sleep(1)
-      found = plans.status(Path(folder), claims)
+      found = watched.status()
       live.update(_table(found), refresh=True)
   return 0
 

@@ -86,6 +86,14 @@ class Programs(NamedTuple):
     """How many steps a call of `advance` takes: a tenth, so that there is progress to show."""
     return 1 if self.notes['loop'] == 'steps' else max(1, self.steps // 10)
 
+  def padded(self, chunk: Sequence[Any]) -> list[Any]:
+    """At most `chunk` runs, or carries of runs, and the first again for those that lack."""
+    return [*chunk, *[chunk[0]] * (self.chunk - len(chunk))]
+
+  def blank(self) -> Any:
+    """The carry of a chunk that has not begun."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.empty)
+
 
 def compile_programs(
   setup: train.Setup, params: Any, data: Encoded, todo: Sequence[Run], options: Options
@@ -207,10 +215,10 @@ def fit_and_score(
 ) -> tuple[Any, Any, dict[str, float]]:
   """What `_score` says of each run, their loss curves (None where there are none), the timings."""
   place = programs.placement
-  padded = [*chunk, *[chunk[0]] * (programs.chunk - len(chunk))]
+  padded = programs.padded(chunk)
   with phase('input'):
     inputs = place.fold(stack(programs.data, padded))
-    carry = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), programs.empty)
+    carry = programs.blank()
     jax.block_until_ready((inputs, carry))
   start = time.perf_counter()
   carry = _advance(programs, inputs, carry, tick, keeper)

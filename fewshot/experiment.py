@@ -153,15 +153,16 @@ def _status(result: Result, peers: Sequence[Result], labels: np.ndarray) -> tupl
     return 'failed', 'the logits were not finite'
   if len(set(result.predictions.tolist())) == 1:
     return 'collapsed', 'every test item got the same class'
-  if curve is not None and len(curve) > 1 and (rise := _rise(curve)) > 1e3:
+  rise = 0.0 if curve is None or len(curve) < 2 else _rise(curve)
+  if rise > 1e3:
     return 'collapsed', f'the loss rose to {rise:.3g} times its start'
-  scores = [float((r.predictions == labels).mean()) for r in peers]
   own, chance = float((result.predictions == labels).mean()), _chance(labels)
   doubt = 2 * (chance * (1 - chance) / len(labels)) ** 0.5
   if own > chance + doubt:
     return 'ok', None
-  if curve is not None and len(curve) >= 10 and (rise := _rise(curve)) > 3:
+  if curve is not None and len(curve) >= 10 and rise > 3:
     return 'collapsed', f'the loss rose to {rise:.1f} times its start, and accuracy is at chance'
+  scores = [float((r.predictions == labels).mean()) for r in peers]
   if len(scores) > 2 and (median := float(np.median(scores))) > chance + 2 * doubt:
     at = f'accuracy {own:.3f} is at chance ({chance:.3f})'
     return 'collapsed', f'{at}, and the median of the runs beside it is {median:.3f}'
@@ -197,17 +198,14 @@ def _proportion(value: float, n: int) -> dict[str, Any]:
 
 
 def best(results: Sequence[Result]) -> int:
-  """Of the results of one split and seed, the position of that which is best on dev.
+  """Of the results of one split and seed, the position of that which is best on dev."""
+  return max(range(len(results)), key=lambda i: merit(results[i].dev or {}))
 
-  Ties go to the lower loss; where none has a finite one, to the first.
-  """
 
-  def merit(i: int) -> tuple[float, float]:
-    dev = results[i].dev or {}
-    score, loss = dev.get('score', -1.0), dev.get('loss', np.inf)
-    return (score, -loss) if np.isfinite(loss) else (-1.0, -np.inf)
-
-  return max(range(len(results)), key=merit)
+def merit(dev: Mapping[str, float]) -> tuple[float, float]:
+  """What runs are ranked by: the score on dev, then the lower loss; last where none is finite."""
+  score, loss = dev.get('score', -1.0), dev.get('loss', np.inf)
+  return (score, -loss) if np.isfinite(loss) else (-1.0, -np.inf)
 
 
 def adapted(p: Prepared, result: Result) -> Adapted:
@@ -237,11 +235,16 @@ def versions() -> dict[str, str]:
   return {**found, 'backend': jax.default_backend()}
 
 
-def cost(p: Prepared) -> dict[str, Any]:
-  """Memory, FLOPs, chunk and the engine's choices, from the compiled programs; nothing is run."""
-  todo = list(plan(p).values())
+def compiled(
+  p: Prepared, todo: Sequence[Run], wanted: engine.Options | None = None
+) -> engine.Programs:
+  """The programs of an experiment's runs, or of those that share them with others."""
   setup = sweeps.setup(p.model, p.data, p.method, p.fit, len(p.task.classes), p.objective)
-  programs = engine.compile_programs(setup, p.model.params, p.data, todo, options(p.config))
+  return engine.compile_programs(setup, p.model.params, p.data, todo, wanted or options(p.config))
+
+
+def cost(programs: engine.Programs) -> dict[str, Any]:
+  """Memory, FLOPs, chunk and the engine's choices; nothing is run."""
   return {
     'chunk': programs.chunk,
     'memory_bytes': programs.bytes,

@@ -83,8 +83,10 @@ def _lock(fd: int) -> None:
 
 def _has_line(file: Path, id: str) -> bool:
   """Whether the last record of that id has a result; only lines that hold the id are parsed."""
-  mark = json.dumps(id).encode()
-  found = [_parse(x) for x in file.read_bytes().split(b'\n') if mark in x]
+  mark, data = json.dumps(id).encode(), file.read_bytes()
+  if mark not in data:  # As nearly always: nothing is taken apart.
+    return False
+  found = [_parse(x) for x in data.split(b'\n') if mark in x]
   same = [record for record, problem in found if not problem and record.get('id') == id]
   return bool(same) and has_result(same[-1])
 

@@ -7,11 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fewshot import engine, profiling
-from fewshot import sweep as sweeps
+from fewshot import experiment
 from fewshot.engine import Programs
 from fewshot.launch.groups import Group
-from fewshot.limits import options
 from fewshot.runs import stack
 
 
@@ -25,30 +23,27 @@ def estimate(group: Group) -> dict[str, Any]:
   if p.program:
     return about | {'stages': [stage.name for stage in p.program.stages]}
   todo = [planned.run for planned in group.runs.values()]
-  shared = sweeps.setup(p.model, p.data, p.method, p.fit, len(p.task.classes), p.objective)
-  programs = engine.compile_programs(shared, p.model.params, p.data, todo, options(p.config))
+  programs = experiment.compiled(p, todo)
   step, score = _seconds(programs, todo)
   chunks = -(-len(todo) // programs.chunk)
-  return about | {
-    'chunk': programs.chunk,
-    'memory_bytes': programs.bytes,
-    'step_flops': profiling.cost(programs.advance)['flops'],
-    'steps': programs.steps,
-    'step_seconds': round(step, 4),
-    'score_seconds': round(score, 4),
-    'compile_seconds': round(programs.seconds, 2),
-    'eta_seconds': round(chunks * (programs.steps * step + score), 2),
-    'engine': programs.notes,
-  }
+  return (
+    about
+    | experiment.cost(programs)
+    | {
+      'steps': programs.steps,
+      'step_seconds': round(step, 4),
+      'score_seconds': round(score, 4),
+      'compile_seconds': round(programs.seconds, 2),
+      'eta_seconds': round(chunks * (programs.steps * step + score), 2),
+    }
+  )
 
 
 def _seconds(programs: Programs, todo: Any) -> tuple[float, float]:
   """Of the second step of a chunk, for the first one begins the runs, and of its scoring."""
   place = programs.placement
-  padded = [*todo[: programs.chunk], *[todo[0]] * max(0, programs.chunk - len(todo))]
-  inputs = place.fold(stack(programs.data, padded))
-  carry = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), programs.empty)
-  times = list(_timed_steps(programs, inputs, carry))
+  inputs = place.fold(stack(programs.data, programs.padded(todo[: programs.chunk])))
+  times = list(_timed_steps(programs, inputs, programs.blank()))
   return times[1], times[2]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from fewshot import stopping, train
 from fewshot.engine import Programs, Progress
 from fewshot.errors import FewshotError
+from fewshot.experiment import merit
 from fewshot.runs import Run, stack
 from fewshot.sweep import Result, computed
 
@@ -63,7 +64,7 @@ def halve(
   for t in rungs(points, programs.steps, eta):
     devs: dict[int, dict[str, float]] = {}
     for chunk in _chunks(alive, programs.chunk):
-      stacked = _stacked([carries[i] for i in chunk] if before else [], programs)
+      stacked = _stacked([carries[i] for i in chunk], programs) if before else programs.blank()
       carry, dev = _advanced(programs, score, [runs[i] for i in chunk], stacked, before, t)
       tick('halving', t / programs.steps)
       for j, i in enumerate(chunk):
@@ -103,13 +104,9 @@ def _best(
   """The best 1/eta of each cell's runs; ties to the lower loss, then to the first."""
   best: set[int] = set()
   for cell in set(cells):
-    of = sorted((i for i in alive if cells[i] == cell), key=lambda i: _merit(devs[i]), reverse=True)
+    of = sorted((i for i in alive if cells[i] == cell), key=lambda i: merit(devs[i]), reverse=True)
     best |= set(of[: max(1, len(of) // eta)])
   return best
-
-
-def _merit(dev: Mapping[str, float]) -> tuple[float, float]:
-  return (dev['score'], -dev['loss']) if np.isfinite(dev['loss']) else (-1.0, -np.inf)
 
 
 def _chunks(alive: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -118,18 +115,15 @@ def _chunks(alive: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def _stacked(carries: Sequence[Any], programs: Programs) -> Any:
-  """Carries as a chunk has them, the first repeated; blank ones where there are none."""
-  if not carries:
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), programs.empty)
-  padded = [*carries, *[carries[0]] * (programs.chunk - len(carries))]
-  return jax.tree.map(lambda *xs: jnp.stack(xs), *padded)
+  """The carries of runs as those of a chunk."""
+  return jax.tree.map(lambda *xs: jnp.stack(xs), *programs.padded(carries))
 
 
 def _advanced(
   programs: Programs, score: Any, runs: list[Run], carry: Any, t0: int, t1: int
 ) -> tuple[Any, Any]:
   """The carries of a chunk after step t1, and their scores on dev."""
-  inputs = stack(programs.data, [*runs, *[runs[0]] * (programs.chunk - len(runs))])
+  inputs = stack(programs.data, programs.padded(runs))
   for start, end in _stops(t0, t1, programs.stride):
     carry = programs.advance(programs.params, inputs, carry, jnp.int32(start), jnp.int32(end))
     if stopping.asked():

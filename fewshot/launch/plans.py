@@ -44,18 +44,29 @@ def _is_job(job: Any) -> bool:
   return isinstance(job['runs'], list) and all(isinstance(text, str) for text in texts)
 
 
-def status(folder: Path, claims: Claims | None = None) -> dict[str, Any]:
-  """Where each job of a folder stands, how much is done and failed, what is left and for how long.
+class Watch:
+  """Where a folder stands, asked again and again: records that were read are not read anew."""
 
-  `claims` is what watched the folder before: it knows which of other machines stand still.  Raises
-  `FewshotError` where there is neither a plan nor a record.
-  """
-  there = (folder / NAME).exists() or (folder / records.NAME).exists()
-  known = records.Tail(folder).read() if there else {}
-  jobs, latest = read(folder), {k: r for k, r in known.items() if not malformed(r)}
-  if not there:
-    raise FewshotError(f'{folder} has no plan and no records; give the folder of a run (--out)')
-  held = (claims or Claims(folder / CLAIMS)).held()
+  def __init__(self, folder: Path) -> None:
+    self._folder, self._tail = folder, records.Tail(folder)
+    self._claims = Claims(folder / CLAIMS)  # It knows which of other machines stand still.
+
+  def status(self) -> dict[str, Any]:
+    """Where each job stands, how much is done and failed, what is left and for how long.
+
+    Raises `FewshotError` where there is neither a plan nor a record.
+    """
+    if not (self._folder / NAME).exists() and not (self._folder / records.NAME).exists():
+      raise FewshotError(
+        f'{self._folder} has no plan and no records; give the folder of a run (--out)'
+      )
+    latest = {k: r for k, r in self._tail.read().items() if not malformed(r)}
+    return _status(read(self._folder), latest, self._claims.held())
+
+
+def _status(
+  jobs: Sequence[dict[str, Any]], latest: dict[str, Any], held: dict[str, str]
+) -> dict[str, Any]:
   rows = [_job(j, latest, held) for j in jobs]
   done = [r for r in latest.values() if records.has_result(r)]
   left = sum(row['runs'] - row['done'] for row in rows)

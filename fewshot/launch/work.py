@@ -12,7 +12,6 @@ import jax
 
 from fewshot import (
   checkpoint,
-  engine,
   experiment,
   outputs,
   parallel,
@@ -316,9 +315,8 @@ class _Device:
   def _compile(self, wanted: Options) -> Programs:
     p = self._group.rows[0]
     todo = [planned.run for planned in self._group.runs.values()]
-    shared = sweeps.setup(p.model, p.data, p.method, p.fit, len(p.task.classes), p.objective)
     self._tick('compile', 0.0)
-    found = engine.compile_programs(shared, p.model.params, p.data, todo, wanted)
+    found = experiment.compiled(p, todo, wanted)
     self._tick('compile', 1.0)
     return found
 
