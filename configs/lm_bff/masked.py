@@ -1,9 +1,9 @@
 """LM-BFF's table (Gao et al. 2021, arXiv:2012.15723): its manual prompts for a masked model.
 
-    fewshot run configs/lm_bff/masked.py --config.model=FOLDER
+    fewshot run configs/lm_bff/masked.py
 
-FOLDER holds a masked language model in Hugging Face's format, roberta-large for the paper's table.
-Each task is fine-tuned with its prompt, then with demonstrations too; rates are chosen on the dev
+The model is the paper's, roberta-large, from the Hugging Face hub; `--config.model=FOLDER` takes
+another masked model, in that format.  Each task is fine-tuned with its prompt, then with demonstrations too; rates are chosen on the dev
 set, which is as large as the train set.
 """
 

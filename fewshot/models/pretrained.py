@@ -87,6 +87,8 @@ MOBILENET_V2 = {
 MODELS: dict[str, Named] = {
   'minilm-l6': Named('bert', 22_565_376),
   'mpnet-base': Named('mpnet', 108_894_336),
+  'albert-tiny-zh': Named('albert', 4_044_312),
+  'splade-tiny': Named('bert', 4_416_698),
   'smollm2-135m': Named('llama', 134_515_008),
   'gemma3-270m': Named('gemma3_text', 268_098_176),
   'tinystories-15m': Named('llama', 15_191_712),

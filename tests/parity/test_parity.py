@@ -76,3 +76,22 @@ def test_the_real_minilm_in_bfloat16(minilm):
   features = np.asarray(jax.jit(half.forward)(half.params, batch)['features'], np.float32)
   assert np.abs(features - fixture.arrays['out/features'][:2]).max() <= 0.1
   assert half.hashes['weights'] != minilm.hashes['weights']
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize(('name', 'likeliest'), [('albert-tiny-zh', '國'), ('splade-tiny', 'city')])
+def test_a_real_head_fills_masks_as_in_transformers(name, likeliest):
+  """Three texts in one padded batch, by our tokenizer; of every seventh token of the vocabulary."""
+  if not assets.present(name):
+    pytest.skip(f'{name} is not in the cache; `fewshot assets get {name}` fetches it')
+  model, fixture = models.load(name), errors.read(name)
+  texts = json.loads((errors.FIXTURES / name / 'sentences.json').read_text(encoding='utf-8'))
+  batch, _ = tokenize(model.tokenizer, texts, max_length=64)
+  slots = fixture.batch['slots']
+  at = np.take_along_axis(batch['tokens'], slots, 1)
+  assert (at == model.tokenizer.token_to_id('[MASK]')).all()
+  logits = jax.jit(model.forward)(model.params, batch | {'slots': slots})['token_logits'][:, 0]
+  log_probs = np.asarray(jax.nn.log_softmax(logits, -1))
+  want = fixture.arrays['out/log_probs']
+  np.testing.assert_allclose(log_probs[:, ::7], want, atol=errors.LIMITS['outputs'])
+  assert model.tokenizer.id_to_token(int(log_probs[0].argmax())) == likeliest

