@@ -3,8 +3,8 @@
     fewshot run configs/lm_bff/masked.py
 
 The model is the paper's, roberta-large, from the Hugging Face hub; `--config.model=FOLDER` takes
-another masked model, in that format.  Each task is fine-tuned with its prompt, then with demonstrations too; rates are chosen on the dev
-set, which is as large as the train set.
+another masked model, in that format.  Each task is fine-tuned with its prompt, then with
+demonstrations too; rates are chosen on the dev set, which is as large as the train set.
 """
 
 from collections.abc import Iterator
