@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fewshot import records, statistics
+from fewshot import layout, records, statistics
 from fewshot.errors import FewshotError
 from fewshot.tables import markdown_row
 
@@ -108,18 +108,18 @@ def render_markdown(found: Sequence[Cell]) -> str:
 
 def render_terminal(found: Sequence[Cell], console: Any) -> None:
   """The same on a rich console."""
-  from rich import box
-  from rich.table import Table
-
   for task in dict.fromkeys(c.task for c in found):
     here = [c for c in found if c.task == task]
     settings = list(dict.fromkeys(c.setting for c in here))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for i, name in enumerate(['learner', 'backbone', *settings]):
-      table.add_column(name, justify='right' if i > 1 else 'left', overflow='fold')
-    for row in _rows(here, settings):
-      table.add_row(*(cell.replace('**', '').replace('`', '') for cell in row))
-    console.print(task, '', table, '', caption(here), '', sep='\n')
+    lines = [[cell.replace('`', '') for cell in row] for row in _rows(here, settings)]
+    for model in {c.model for c in here}:  # What was trained, and below it as what.
+      lines = [[cell.replace(f'{model}, ', f'{model}\n') for cell in row] for row in lines]
+    cells, shared = layout.brief(
+      layout.Cells(['learner', 'backbone', *settings], lines, 2), console.width
+    )
+    console.print(task, '', sep='\n', soft_wrap=False)
+    layout.show(cells, console)
+    console.print('', caption(here) + shared, '', sep='\n', soft_wrap=False)
 
 
 def caption(here: Sequence[Cell]) -> str:

@@ -6,8 +6,9 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
+from fewshot import layout
 from fewshot.grids import DAGGER, SCORES, Grid, Shown
 from fewshot.pivots import Pivot
 from fewshot.tables import markdown_row
@@ -117,22 +118,18 @@ def _spans(grid: Grid) -> list[tuple[str, int]]:
 
 def terminal(grid: Grid, console: Any) -> None:
   """Prints the grid on a rich console; spellings fold, numbers do not."""
-  from rich import box
-  from rich.table import Table
   from rich.text import Text
 
   styles = {0: '', 1: 'bold', 2: 'underline'}
-  table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-  for name in grid.names:
-    table.add_column(Text(name), overflow='fold', min_width=12)
-  for column, head in enumerate(grid.heads):
-    justify: Literal['right'] = 'right'
-    widest = max((len(cells[column].text) + 1 for _, cells in grid.lines), default=0)
-    table.add_column(Text('\n'.join(filter(None, head))), justify=justify, min_width=widest)
-  for row, cells in grid.lines:
-    shown = [Text.assemble((c.text + DAGGER * c.apart, styles[c.rank])) for c in cells]
-    table.add_row(*map(Text, row), *shown)
-  console.print(table, '', Text(grid.caption), '', sep='\n')
+  cells = layout.Cells(
+    [*grid.names, *('\n'.join(filter(None, head)).replace(' = ', '=') for head in grid.heads)],
+    [[*row, *(c.text + DAGGER * c.apart for c in shown)] for row, shown in grid.lines],
+    len(grid.names),
+    [[*[''] * len(row), *(styles[c.rank] for c in shown)] for row, shown in grid.lines],
+  )
+  cells, shared = layout.brief(cells, console.width)
+  layout.show(cells, console)
+  console.print('', Text(grid.caption + shared), '', sep='\n', soft_wrap=False)
 
 
 def records(pivot: Pivot, stats: Sequence[str]) -> list[dict[str, Any]]:

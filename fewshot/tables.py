@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from fewshot import records
+from fewshot import layout, records
 from fewshot.errors import FewshotError
 from fewshot.sound import usable
 from fewshot.summaries import Record, Row, sections, summarise
@@ -33,39 +33,21 @@ def render_terminal(rows: Iterable[Row], console: 'Console') -> None:
   ...
   linear()...50.0 ± 12.5 %...5 (50.00 %)...
   """
-  from rich import box
-  from rich.table import Table
   from rich.text import Text
 
   for section in sections(rows):
-    head, cells = _cells(section)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    names, lines = _folded(head, cells, console.width)
-    # Headers wrap at spaces and spellings fold to the room left; a number is never broken.
-    least = [max(map(len, '\n'.join(column).split('\n'))) for column in zip(*lines, strict=True)]
-    widths = [max([n, *map(len, name.split())]) for n, name in zip(least, names, strict=True)]
-    widths[0] = max(12, min(widths[0], console.width - sum(widths[1:]) - 3 * len(widths[1:])))
-    for name, width in zip(names, widths, strict=True):
-      justify: Literal['left', 'right'] = 'right' if table.columns else 'left'
-      table.add_column(Text(name), justify=justify, width=width, overflow='fold')
-    for line, best in zip(lines, _best(section), strict=True):
-      table.add_row(*map(Text, line), style='bold' if best else '')
-    heading, below = Text(title(section), style='bold'), Text(caption(section))
-    console.print(heading, '', table, '', below, '', sep='\n')
-
-
-def _folded(
-  head: Sequence[str], cells: Sequence[Sequence[str]], width: int
-) -> tuple[list[str], list[list[str]]]:
-  """One column of spellings, and on a narrow terminal a number's remarks on a line of their own."""
-  texts = sum(name in TEXTS for name in head)
-  numbers = [[*line[texts:]] for line in cells]
-  room = width - 30 - sum(max(map(len, column)) + 3 for column in zip(*numbers, strict=True))
-  if room < 0:
-    numbers = [[re.sub(r' (?=[(/])', '\n', cell) for cell in line] for line in numbers]
-  lines = ['\n'.join(line[:texts]) for line in cells]
-  named = [[name, *line] for name, line in zip(lines, numbers, strict=True)]
-  return [', '.join(head[:texts]), *head[texts:]], named
+    head, lines = _cells(section)
+    texts = sum(name in TEXTS for name in head)  # Spellings are one column.
+    styles = [['bold' if best else ''] * (len(head) - texts + 1) for best in _best(section)]
+    cells = layout.Cells(
+      [', '.join(head[:texts]), *head[texts:]],
+      [['\n'.join(line[:texts]), *line[texts:]] for line in lines],
+      styles=styles,
+    )
+    cells, shared = layout.brief(cells, console.width)
+    console.print(Text(title(section), style='bold'), '', sep='\n', soft_wrap=False)
+    layout.show(cells, console)
+    console.print('', Text(caption(section) + shared), '', sep='\n', soft_wrap=False)
 
 
 def render_markdown(rows: Iterable[Row]) -> str:
