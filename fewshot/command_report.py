@@ -14,6 +14,7 @@ from fewshot.errors import FewshotError, nearest
 
 # Each kind of figure, and what a folder lacks that has none.
 KINDS = {
+  'accuracy': 'no record is of splits; --kind episodes draws episodes',
   'pareto': 'it needs two methods with an accuracy, one of which trains something',
   'seconds': 'it needs two methods with an accuracy and their seconds',
   'shots': 'it needs a method that ran at two numbers of shots',

@@ -16,18 +16,21 @@ SUFFIXES = {'.md': 'markdown', '.tex': 'latex', '.csv': 'csv', '.html': 'html'}
 
 
 def again(folder: str, as_json: bool) -> None:
-  """Rebuilds table.md and accuracy.png of a run from its records, and prints the table."""
-  known = records.read(folder, strict=False)
-  if episode_tables.of_episodes(known):
-    from fewshot import command_episodes
+  """Rebuilds table.md of a run from its records, and prints the table."""
+  with tables.uncollected():
+    known = records.read(folder, strict=False)
+    if episode_tables.of_episodes(known):
+      from fewshot import command_episodes
 
-    command_episodes.show(Path(folder), as_json)
-    return
-  rows = tables.write(folder, sound(known, folder))
-  if as_json:
-    print(json.dumps(tables.as_json(rows)))
-  else:
-    tables.render_terminal(rows, stdout)
+      command_episodes.show(Path(folder), as_json)
+      return
+    rows = tables.write_text(folder, sound(known, folder))
+    if as_json:
+      print(json.dumps(tables.as_json(rows)))
+    else:
+      tables.render_terminal(rows, stdout)
+  if tables.is_old(folder):
+    note(f'{tables.PICTURE} is of fewer records; fewshot plot {folder} --kind accuracy draws these')
 
 
 def show(
@@ -37,8 +40,9 @@ def show(
   """Prints, or writes, the records of several folders by their fields."""
   form, stats = _format(format, out), _names(stat, '--stat')
   fields = [name.strip() for name in columns.split(',') if name.strip()]
-  pivot = pivots.pivot(read(folders), _names(rows, '--rows'), fields, where, test)
-  grid = grids.grid(pivot, stats)
+  with tables.uncollected():
+    pivot = pivots.pivot(read(folders), _names(rows, '--rows'), fields, where, test)
+    grid = grids.grid(pivot, stats)
   if out:
     records.replace(out, _text(pivot, grid, stats, form).encode())
     note(f'written: {out}')

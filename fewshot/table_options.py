@@ -24,7 +24,7 @@ def add(table: argparse.ArgumentParser) -> None:
   table.add_argument('--format', help='terminal, markdown, latex, csv or html')
   table.add_argument('--out', metavar='FILE', help='write it; .md, .tex, .csv or .html')
   table.add_argument('--json', action='store_true', help='print one JSON value as the last line')
-  table.epilog = 'With a DIR alone: its table.md and accuracy.png anew, and the table.'
+  table.epilog = 'With a DIR alone: its table.md anew, and the table.'
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:

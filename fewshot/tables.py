@@ -1,7 +1,9 @@
 """Result tables, for the terminal and in Markdown, with a caption that says how they were made."""
 
+import contextlib
+import gc
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +17,11 @@ if TYPE_CHECKING:
   from rich.console import Console
 
 __all__ = [
-  'Row', 'as_json', 'caption', 'percent', 'render_markdown', 'render_terminal', 'runs', 'sections',
-  'summarise', 'title', 'write',
+  'Row', 'as_json', 'caption', 'is_old', 'percent', 'render_markdown', 'render_terminal', 'runs',
+  'sections', 'summarise', 'title', 'uncollected', 'write', 'write_text',
 ]  # fmt: skip
 NONE = '–'
+PICTURE = 'accuracy.png'
 DRAWN = 60  # Rows that a picture can show.
 TEXTS = ('method', 'fit')
 
@@ -288,16 +291,26 @@ def as_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
   return [asdict(row) | {'percent': row.percent} for row in rows]
 
 
-def write(
-  path: str | Path, known: Sequence[Record] | None = None, mixed: bool = False
-) -> list[Row]:
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+  """Without the garbage collector: records are many and hold no cycles, but it walks them all.
+
+  >>> with uncollected():
+  ...   gc.isenabled()
+  False
+  """
+  collecting = gc.isenabled()
+  gc.disable()
+  try:
+    yield
+  finally:
+    (gc.enable if collecting else gc.disable)()
+
+
+def write(path: str | Path) -> list[Row]:
   """Writes `table.md` and, of up to 60 rows, `accuracy.png` into a run's folder.
 
   Unreadable lines are skipped with a warning, so that what is finished can be looked at.
-
-  Args:
-    known: the records of the folder, where they were read already.
-    mixed: as in `summarise`.
 
   Raises:
     FewshotError: there is no record, records cannot be compared (see `summarise`), or a file
@@ -309,14 +322,29 @@ def write(
   """
   from fewshot.figures import dots
 
-  known = usable(path) if known is None else known
+  known = usable(path)
+  rows, picture = write_text(path, known), _folder(path) / PICTURE
+  if len(rows) <= DRAWN:
+    dots.accuracy(rows, known, picture)
+  else:
+    picture.unlink(missing_ok=True)  # It would be one of fewer rows.
+  return rows
+
+
+def write_text(path: str | Path, known: Sequence[Record]) -> list[Row]:
+  """Writes `table.md` of the records of a folder, and gives its rows."""
   if not known:
     raise FewshotError(f'no finished run in {path}; run an experiment into this folder first')
-  folder = Path(path) if Path(path).is_dir() else Path(path).parent
-  rows = summarise(known, mixed=mixed)
-  records.replace(folder / 'table.md', render_markdown(rows).encode())
-  if len(rows) <= DRAWN:
-    dots.accuracy(rows, known, folder / 'accuracy.png')
-  else:
-    (folder / 'accuracy.png').unlink(missing_ok=True)  # It would be one of fewer rows.
+  rows = summarise(known)
+  records.replace(_folder(path) / 'table.md', render_markdown(rows).encode())
   return rows
+
+
+def is_old(path: str | Path) -> bool:
+  """Whether records came after the picture that is there."""
+  picture, file = _folder(path) / PICTURE, _folder(path) / records.NAME
+  return picture.exists() and file.exists() and picture.stat().st_mtime < file.stat().st_mtime
+
+
+def _folder(path: str | Path) -> Path:
+  return Path(path) if Path(path).is_dir() else Path(path).parent

@@ -7,6 +7,7 @@ A figure is of one section, that is of results that may be compared: `groups` re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from fewshot.figures.dots import dot_plot
 from fewshot.figures.episodes import histograms
 from fewshot.figures.groups import Group, groups, sections, title
 from fewshot.figures.outcomes import confusion, ece, reliability
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 __all__ = [
-  'FORMATS', 'KINDS', 'Group', 'confusion', 'curves', 'ece', 'groups', 'histograms', 'mask',
-  'pareto', 'reliability', 'render', 'seconds', 'sections', 'shots', 'title',
+  'FORMATS', 'KINDS', 'Group', 'confusion', 'curves', 'dot_plot', 'ece', 'groups', 'histograms',
+  'mask', 'pareto', 'reliability', 'render', 'seconds', 'sections', 'shots', 'title',
 ]  # fmt: skip
 
 # What can be drawn from records alone; None where a section has nothing of the kind.
 KINDS: dict[str, 'Callable[[Sequence[Group]], Figure | None]'] = {
+  'accuracy': dot_plot,
   'pareto': pareto,
   'seconds': seconds,
   'shots': shots,

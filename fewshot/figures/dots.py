@@ -1,18 +1,21 @@
 """The picture of a table: a dot plot of accuracy, a line a method."""
 
-import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fewshot import summaries, tables
 from fewshot.errors import FewshotError
-from fewshot.figures.style import BLUE, GREY, RULE, SKY
+from fewshot.figures.groups import EPISODES, Group
+from fewshot.figures.style import BLUE, GREY, RULE, SKY, render
 from fewshot.records import replace
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 INCHES = 0.155  # The height of a line of text in a label.
 STYLE: dict[str, Any] = {
@@ -51,12 +54,20 @@ def accuracy(
     raise FewshotError(f'no row to draw in {path}; run an experiment first')
   members = summaries.group(records)
   values = {row.key: summaries.accuracies(members[row.key])[0] for row in rows}
-  replace(path, _draw(sections, values))
+  replace(path, render(_figure(sections, values), 'png'))
 
 
-def _draw(
+def dot_plot(section: Sequence[Group]) -> 'Figure | None':
+  """The same of one section, as a figure; of splits or seeds, for episodes have `histograms`."""
+  rows = [g.row for g in section]
+  if not rows or rows[0].kind == EPISODES:
+    return None
+  return _figure([rows], {g.row.key: summaries.accuracies(g.records)[0] for g in section})
+
+
+def _figure(
   sections: Sequence[Sequence[summaries.Row]], values: Mapping[summaries.Key, Sequence[float]]
-) -> bytes:
+) -> 'Figure':
   import matplotlib.style
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -73,44 +84,60 @@ def _draw(
       axes = figure.add_subplot(grid[index], sharex=first)
       _panel(axes, section, [values[row.key] for row in section])
       first = first or axes
-    image = io.BytesIO()
-    figure.savefig(image, format='png', dpi=200, metadata={'Software': None})
-  return image.getvalue()
+  return figure
 
 
 def _panel(
   axes: 'Axes', section: Sequence[summaries.Row], values: Sequence[Sequence[float]]
 ) -> None:
-  y = 0.0
-  for row, points, (label, notes) in zip(section, values, _labels(section), strict=True):
+  y, at = 0.0, []
+  for row, (label, notes) in zip(section, _labels(section), strict=True):
     above, below = _room(label, notes)
     y += above
-    _line(axes, y, row, points)
-    at: dict[str, Any] = {'xycoords': axes.get_yaxis_transform(), 'textcoords': 'offset points'}
+    at.append(y)
+    where: dict[str, Any] = {'xycoords': axes.get_yaxis_transform(), 'textcoords': 'offset points'}
     up, va = (1, 'bottom') if notes else (0, 'center')
-    axes.annotate(label, (0, y), (-8, up), ha='right', va=va, **at)
-    axes.annotate(notes, (0, y), (-8, -2), ha='right', va='top', color=GREY, fontsize=7.5, **at)
-    axes.annotate(tables.percent(row), (1, y), (12, 0), va='center', color=GREY, **at)
+    axes.annotate(label, (0, y), (-8, up), ha='right', va=va, **where)
+    if notes:
+      small: dict[str, Any] = {'color': GREY, 'fontsize': 7.5}
+      axes.annotate(notes, (0, y), (-8, -2), ha='right', va='top', **small, **where)
+    axes.annotate(tables.percent(row), (1, y), (12, 0), va='center', color=GREY, **where)
     y += below
+  _marks(axes, at, section, values)
   axes.set_ylim(y, 0)
   axes.set_yticks([])
   axes.set_xlabel(f'accuracy (%), mean ± std over {tables.over(section)}')
   axes.set_title(tables.title(section), loc='left', fontweight='bold', fontsize=10)
-  at = {'xycoords': 'axes fraction', 'textcoords': 'offset points'}
-  axes.annotate('trained', (1, 1), (12, 6), color=GREY, **at)
+  above = {'xycoords': 'axes fraction', 'textcoords': 'offset points'}
+  axes.annotate('trained', (1, 1), (12, 6), color=GREY, **above)
 
 
-def _line(axes: 'Axes', y: float, row: summaries.Row, points: Sequence[float]) -> None:
-  axes.axhline(y, color=RULE, linewidth=0.8, zorder=0)
-  if row.mean is None:
-    middle: dict[str, Any] = {'ha': 'center', 'va': 'center'}
-    middle['transform'] = axes.get_yaxis_transform()
-    axes.text(0.5, y, 'no run has an accuracy', color=GREY, backgroundcolor='white', **middle)
-    return
-  error = None if row.std is None else 100 * row.std
-  axes.errorbar(100 * row.mean, y, xerr=error, color=BLUE, capsize=3, elinewidth=1.6, zorder=2)
-  axes.scatter([100 * p for p in points], [y] * len(points), 26, SKY, alpha=0.6, lw=0, zorder=1)
-  axes.scatter(100 * row.mean, y, 44, BLUE, edgecolors='white', lw=0.8, zorder=3)
+def _marks(
+  axes: 'Axes', at: Sequence[float], section: Sequence[summaries.Row],
+  values: Sequence[Sequence[float]],
+) -> None:  # fmt: skip
+  """Lines, dots and bars of all rows: one call a kind, since each costs as much as many marks."""
+  across: Any = axes.get_yaxis_transform()
+  axes.hlines(at, 0, 1, RULE, lw=0.8, zorder=0, transform=across)
+  for y, row in zip(at, section, strict=True):
+    if row.mean is None:
+      text = 'no run has an accuracy'
+      axes.text(
+        0.5, y, text, ha='center', va='center', color=GREY, backgroundcolor='white',
+        transform=across,
+      )  # fmt: skip
+  points = [(100 * p, y) for y, of in zip(at, values, strict=True) for p in of]
+  means = [
+    (100 * row.mean, y, np.nan if row.std is None else 100 * row.std)
+    for y, row in zip(at, section, strict=True) if row.mean is not None
+  ]  # fmt: skip
+  if means:
+    x, y, bars = (np.array(part) for part in zip(*means, strict=True))
+    there = np.isfinite(bars)
+    style: dict[str, Any] = {'color': BLUE, 'capsize': 3, 'elinewidth': 1.6, 'ls': 'none'}
+    axes.errorbar(x[there], y[there], xerr=bars[there], zorder=2, **style)
+    axes.scatter(*zip(*points, strict=True), 26, SKY, alpha=0.6, lw=0, zorder=1)
+    axes.scatter(x, y, 44, BLUE, edgecolors='white', lw=0.8, zorder=3)
 
 
 def _labels(section: Sequence[summaries.Row]) -> list[tuple[str, str]]:

@@ -91,8 +91,12 @@ def render(figure: 'Figure', format: str = 'svg', salt: str = 'fewshot') -> byte
 
   drawn = io.BytesIO()
   with matplotlib.style.context(['default', STYLE, {'svg.hashsalt': salt}]):
+    if engine := figure.get_layout_engine():
+      engine.execute(figure)
+      figure.set_layout_engine(None)  # Else all is drawn a first time for the layout alone.
     transparent = format == 'svg'
     figure.savefig(drawn, format=format, dpi=200, metadata=FORMATS[format], transparent=transparent)
+    figure.set_layout_engine(engine)
   return drawn.getvalue()
 
 

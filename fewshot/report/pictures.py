@@ -45,11 +45,11 @@ class Picture(NamedTuple):
 
 
 def drawn(folder: Path, found: Sequence[Group], kinds: Sequence[str] = ()) -> Iterator[Picture]:
-  """The figures of the largest sections, of all kinds or those given."""
+  """The figures of the largest sections, of the kinds given; by default those of a report."""
   wanted = kinds or tuple(TITLES)
   for section in _largest(figures.sections(found)):
     name = figures.title(section)
-    for kind in ('pareto', 'seconds', 'curves', 'episodes'):
+    for kind in ('accuracy', 'pareto', 'seconds', 'curves', 'episodes'):
       if kind in wanted and (figure := figures.KINDS[kind](section)):
         yield Picture(name, kind, figure)
     yield from (Picture(name, *p) for p in _of_outputs(folder, section, wanted))

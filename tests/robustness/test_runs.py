@@ -91,14 +91,16 @@ def test_table_is_rebuilt_from_the_records_alone(place, capsys):
   cli.main(RUN)
   folder = place / 'runs' / 'tiny'
   table = (folder / 'table.md').read_bytes()
-  for name in ('table.md', 'accuracy.png', 'log.jsonl'):
+  for name in ('table.md', 'log.jsonl'):
     (folder / name).unlink()
   for name in ('config.py', 'animals.csv'):
     (place / name).unlink()
   capsys.readouterr()
   assert cli.main(['table', 'runs/tiny', '--json']) == 0
   assert [r['n'] for r in json.loads(capsys.readouterr().out.splitlines()[-1])] == [2, 2]
-  assert (folder / 'table.md').read_bytes() == table and (folder / 'accuracy.png').exists()
+  assert (folder / 'table.md').read_bytes() == table
+  assert cli.main(['plot', 'runs/tiny', '--kind', 'accuracy']) == 0
+  assert b'linear()' in (folder / 'accuracy.svg').read_bytes()
 
 
 def test_files_may_lie_anywhere_and_records_name_no_folder(place):
