@@ -9,7 +9,7 @@ from fewshot import episode_tables, grids, pivots, records, renderers, tables
 from fewshot.console import note, stdout
 from fewshot.errors import FewshotError, nearest
 from fewshot.sound import sound
-from fewshot.table_options import DEFAULTS
+from fewshot.table_options import EPISODES, STAT
 
 FORMATS = ('terminal', 'csv', *renderers.FORMATS)
 SUFFIXES = {'.md': 'markdown', '.tex': 'latex', '.csv': 'csv', '.html': 'html'}
@@ -34,14 +34,16 @@ def again(folder: str, as_json: bool) -> None:
 
 
 def show(
-  folders: Sequence[str], as_json: bool, *, rows: str, columns: str, stat: str, test: str,
+  folders: Sequence[str], as_json: bool, *, rows: str, columns: str, stat: str | None, test: str,
   where: Sequence[str], format: str | None, out: str | None,
 ) -> None:  # fmt: skip
   """Prints, or writes, the records of several folders by their fields."""
-  form, stats = _format(format, out), _names(stat, '--stat')
+  form, chosen = _format(format, out), _names(stat or STAT, '--stat')
   fields = [name.strip() for name in columns.split(',') if name.strip()]
   with tables.uncollected():
-    pivot = pivots.pivot(read(folders), _names(rows, '--rows'), fields, where, test)
+    known = read(folders)
+    pivot = pivots.pivot(known, _names(rows, '--rows'), fields, where, test)
+    stats = chosen if stat or 'episodes' not in known[0] else EPISODES.split(',')
     grid = grids.grid(pivot, stats)
   if out:
     records.replace(out, _text(pivot, grid, stats, form).encode())
@@ -66,7 +68,7 @@ def read(folders: Sequence[str]) -> list[dict[str, Any]]:
 def _names(text: str, flag: str) -> list[str]:
   names = [name.strip() for name in text.split(',') if name.strip()]
   if not names:
-    raise FewshotError(f'{flag} names nothing; leave it out for {DEFAULTS[flag[2:]]}')
+    raise FewshotError(f'{flag} names nothing; leave it out for the usual')
   return names
 
 

@@ -8,6 +8,7 @@ from fewshot.errors import FewshotError, nearest
 from fewshot.pivots import ABSENT, Cell, Comparison, Label, Pivot, Place
 
 SCORES = ('mean', 'median', 'min', 'iqm')
+SPREADS = ('std', 'half')  # Either stands beside the mean, behind ±.
 PLAIN = ('task', 'model', 'method', 'fit', 'prompt')  # Fields whose values explain themselves.
 DAGGER = '†'
 TESTS = {
@@ -75,9 +76,10 @@ def _title(fields: Label, values: Label) -> str:
 
 
 def _parts(stats: Sequence[str]) -> list[tuple[str, ...]]:
-  if 'mean' not in stats or 'std' not in stats:
+  spread = next((s for s in stats if s in SPREADS), '')
+  if 'mean' not in stats or not spread:
     return [(s,) for s in dict.fromkeys(stats)]
-  return [('mean', 'std') if s == 'mean' else (s,) for s in dict.fromkeys(stats) if s != 'std']
+  return [('mean', spread) if s == 'mean' else (s,) for s in dict.fromkeys(stats) if s != spread]
 
 
 def _over(pivot: Pivot, head: Label) -> str:
@@ -87,9 +89,9 @@ def _over(pivot: Pivot, head: Label) -> str:
 
 
 def _head(part: Sequence[str], over: str) -> str:
-  if part == ('mean', 'std'):
-    return f'mean ± std over {over}s'
-  return {'std': f'std over {over}s', 'ci': f'95 % CI over {over}s'}.get(part[0], part[0])
+  names = {'std': f'std over {over}s', 'ci': f'95 % CI over {over}s'}
+  names['half'] = f'half of 95 % CI over {over}s'
+  return ' ± '.join(names.get(what, what) for what in part)
 
 
 def _shown(cell: Cell | None, part: Sequence[str], over: str, mark: str) -> str:
@@ -99,8 +101,8 @@ def _shown(cell: Cell | None, part: Sequence[str], over: str, mark: str) -> str:
     return mark
   text = STATS[part[0]](cell)
   if len(part) > 1 and cell.n > 1:
-    text = f'{text} ± {STATS["std"](cell)}'
-  if part[0] in ('mean', 'std', 'ci') and cell.n > 1 and cell.over != over:
+    text = f'{text} ± {STATS[part[1]](cell)}'
+  if part[0] in ('mean', *SPREADS, 'ci') and cell.n > 1 and cell.over != over:
     text = f'{text} ({cell.n} {cell.over}s)'
   lost = [(n, what) for n, what in ((cell.failed, 'failed'), (cell.collapsed, 'collapsed')) if n]
   if part[0] in SCORES and lost:
@@ -135,7 +137,7 @@ def _quantity(value: float | None, scale: float, unit: str) -> str:
 
 
 STATS: dict[str, Callable[[Cell], str]] = {
-  **{what: _percent(what) for what in ('mean', 'std')},
+  **{what: _percent(what) for what in ('mean', *SPREADS)},
   'ci': _interval,
   **{what: _percent(what) for what in ('median', 'min', 'iqm')},
   'n': lambda cell: f'{cell.n:,}',
@@ -182,8 +184,12 @@ def caption(pivot: Pivot, stats: Sequence[str]) -> str:
     if name not in (*pivot.rows, *pivot.columns)
   )
   parts = [f'Accuracy in %{f"; {told}" if told else ""}.']
-  spread = {'std': 'std is the sample standard deviation (ddof = 1)', 'ci': 'CI by t'}
-  of = '; '.join(text for stat, text in spread.items() if stat in stats)
+  spread = {
+    'std': 'std is the sample standard deviation (ddof = 1)',
+    'ci': 'CI by t',
+    'half': 'CI by t',
+  }
+  of = '; '.join(dict.fromkeys(text for stat, text in spread.items() if stat in stats))
   parts.append(f'{_counts(cells)}{f"; {of}" if of else ""}.')
   if any(c.tuning == 'dev' for c in cells):
     parts.append('Hyper-parameters of some rows were chosen on a dev set.')

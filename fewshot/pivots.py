@@ -28,6 +28,7 @@ ABSENT = '–'
 OF: dict[str, Callable[[np.ndarray], Any]] = {
   'mean': np.mean, 'median': np.median, 'min': np.min, 'iqm': statistics.iqm,
   'std': lambda x: x.std(ddof=1),
+  'half': lambda x: (found := statistics.student(x)).high - found.value,
 }  # fmt: skip
 
 
@@ -61,23 +62,29 @@ class Cell:
   def of(self, what: str) -> float | None:
     """The mean, std (ddof = 1), median, min or iqm of the values, or a collapse rate.
 
+    'half' is that of the 95 % interval of the mean.
+
     >>> Cell('split', {0: 0.5, 1: 0.7}).of('median')
     0.6
     """
     x = np.fromiter(self.values.values(), np.float64)
     if what == 'collapse':
       return self.collapsed / self.runs if self.runs else None
-    if not len(x) or (what == 'std' and len(x) < 2):
+    if not len(x) or (what in ('std', 'half') and len(x) < 2):
       return None
     return float(OF[what](x))
 
   @property
   def interval(self) -> tuple[float, float] | None:
-    """The 95 % interval of the mean, by t; None of fewer than two values."""
+    """The 95 % interval of the mean, by t, cut to [0, 1]; None of fewer than two values.
+
+    >>> Cell('split', {0: 0.7, 1: 0.9}).interval
+    (0.0, 1.0)
+    """
     if self.n < 2:
       return None
     found = statistics.student(list(self.values.values()))
-    return found.low, found.high
+    return max(0.0, found.low), min(1.0, found.high)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from fewshot import layout
-from fewshot.grids import DAGGER, SCORES, Grid, Shown
+from fewshot.grids import DAGGER, SCORES, SPREADS, Grid, Shown
 from fewshot.pivots import Pivot
 from fewshot.tables import markdown_row
 
@@ -136,7 +136,7 @@ def records(pivot: Pivot, stats: Sequence[str]) -> list[dict[str, Any]]:
   """The cells as plain dicts: numbers as they are, fractions of 1; what they are over, always."""
   rows = []
   for (row, column), cell in pivot.cells.items():
-    numbers: dict[str, Any] = {s: cell.of(s) for s in (*SCORES, 'std', 'collapse') if s in stats}
+    numbers: dict[str, Any] = {s: cell.of(s) for s in (*SCORES, *SPREADS, 'collapse') if s in stats}
     if 'ci' in stats:
       numbers['ci_low'], numbers['ci_high'] = cell.interval or (None, None)
     costs = ('trained', 'flops', 'seconds', 'memory')

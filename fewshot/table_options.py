@@ -3,8 +3,10 @@
 import argparse
 from typing import Any
 
+STAT = 'mean,std,n'
+EPISODES = 'mean,half,n'  # As papers on episodes have it.
 DEFAULTS: dict[str, Any] = {
-  'rows': 'method', 'columns': 'task', 'stat': 'mean,std,n', 'where': (), 'test': 'permutation',
+  'rows': 'method', 'columns': 'task', 'stat': None, 'where': (), 'test': 'permutation',
   'format': None, 'out': None,
 }  # fmt: skip
 
@@ -16,8 +18,8 @@ def add(table: argparse.ArgumentParser) -> None:
   table.add_argument('--columns', help="fields, such as task; '' for none")
   table.add_argument(
     '--stat',
-    help='of mean, std, ci, median, min, iqm, n, runs, collapse, letters, trained, flops, seconds '
-    'and memory (default: mean,std,n)',
+    help='of mean, std, half, ci, median, min, iqm, n, runs, collapse, letters, trained, flops, '
+    'seconds and memory (default: mean,std,n, and of episodes mean,half,n)',
   )
   table.add_argument('--where', action='append', metavar='FIELD=VALUE', help='only such records')
   table.add_argument('--test', help='of pairs: permutation (the default), bootstrap or t')

@@ -56,6 +56,36 @@ def test_a_cell_by_hand():
   assert (('b()',), ('letters',)) not in table.cells
 
 
+def test_no_interval_leaves_what_an_accuracy_can_be():
+  """Of 0.96 and 1.0 it is 0.98 ± 12.706205 * 0.02; of 0.0 and 0.04 the mirror image."""
+  ends = [
+    cell(pivots.pivot(five('a()', values)), 'a()').interval for values in ((0.96, 1.0), (0.0, 0.04))
+  ]
+  low, high = 0.98 - 12.706205 * 0.02, 0.02 + 12.706205 * 0.02
+  assert ends == [pytest.approx((low, 1.0), abs=1e-6), pytest.approx((0.0, high), abs=1e-6)]
+  assert '72.6 to 100.0' in markdown(five('a()', (0.96, 1.0)), ['ci'])
+
+
+def test_episodes_show_half_of_their_interval_unless_asked(capsys):
+  omniglot = [
+    'table',
+    str(ROOT / 'experiments' / 'omniglot'),
+    '--columns',
+    'task,split.k,split.way',
+  ]
+  cli.main([*omniglot, '--format', 'markdown'])
+  out = capsys.readouterr().out
+  (known,) = (
+    r['scores']['accuracy'] for r in records.read(ROOT / 'experiments' / 'omniglot')
+    if r['method'] == 'protonet()' and r['split']['way'] == 20 and r['split']['k'] == 1
+    and r['training']['steps'] == 5000 and r['task'] == 'omniglot-vinyals-test'
+  )  # fmt: skip
+  assert f'{100 * known["value"]:.2f} ± {100 * known["spread"]:.2f}' in out
+  assert 'mean ± half of 95 % CI over episodes' in out and 'ddof' not in out
+  cli.main([*omniglot, '--format', 'markdown', '--stat', 'mean,std'])
+  assert 'mean ± std over episodes' in capsys.readouterr().out
+
+
 def test_every_statistic_has_a_text():
   runs = five('a()', SCORES, timings={'seconds': 2.0, 'step_flops': 3.5e9}) + eight('b()', 0.4)
   text = markdown(runs, list(grids.STATS))
@@ -64,7 +94,8 @@ def test_every_statistic_has_a_text():
   found = dict(zip(names, line.strip('| ').split(' | '), strict=True))
   assert found == {
     'method': '`a()`', 'mean ± std over splits': '<u>58.8 ± 8.5</u>',
-    '95 % CI over splits': '45.2 to 72.3', 'median': '57.5', 'min': '50.0', 'iqm': '57.5',
+    'half of 95 % CI over splits': '13.6', '95 % CI over splits': '45.2 to 72.3',
+    'median': '57.5', 'min': '50.0', 'iqm': '57.5',
     'n': '4', 'runs': '4', 'collapse': '0.0', 'letters': 'a', 'trained': '73,728 (0.32 %)',
     'flops': '3.50 GFLOP', 'seconds': '2.00 s', 'memory': '3.00 MiB',
   }  # fmt: skip
@@ -125,7 +156,7 @@ def test_spreads_of_another_kind_are_labelled():
   )
   text = markdown(runs, ['mean', 'std', 'ci'])
   assert '| digits: mean ± std over splits | digits: 95 % CI over splits |' in text
-  assert '50.0 ± 14.1 (2 seeds) | -77.1 to 177.1 (2 seeds) |' in text
+  assert '50.0 ± 14.1 (2 seeds) | 0.0 to 100.0 (2 seeds) |' in text
   assert 'n = 5 splits or 2 seeds' in text
 
 

@@ -27,7 +27,7 @@ def histograms(section: Sequence[Group]) -> 'Figure | None':
   for axes, g, accuracies in zip(panels, drawn, values, strict=True):
     axes.hist(accuracies, edges.tolist(), color=style.SKY, edgecolor='white', lw=0.4)
     mean, half = 100 * (g.row.mean or 0), 100 * (g.half or 0)
-    axes.axvspan(mean - half, mean + half, color=style.BLUE, alpha=0.25, lw=0)
+    axes.axvspan(*(100 * end for end in g.bounds), color=style.BLUE, alpha=0.25, lw=0)
     axes.axvline(mean, color=style.BLUE, lw=1.3)
     text = f'{style.wrapped(g.label, lines=1)}\n{mean:.2f} ± {half:.2f} %, n = {len(accuracies):,}'
     axes.set_title(text, fontsize=7.5, fontweight='normal')

@@ -31,6 +31,12 @@ class Group(NamedTuple):
     return float(stdtrit(row.n - 1, 0.975) * row.std / row.n**0.5)
 
   @property
+  def bounds(self) -> tuple[float, float]:
+    """The ends of that interval, cut to [0, 1]: no accuracy lies beyond."""
+    mean, half = self.row.mean or 0.0, self.half or 0.0
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+  @property
   def spread(self) -> str:
     """What its ± is, in words, with n."""
     row = self.row

@@ -58,8 +58,8 @@ def _trade(known: Sequence[Group], cost: Callable[[Group], float], what: str) ->
   few = len(known) <= BARS
   figure, (axes,) = style.new(2.9)
   pairs = zip(points, known, strict=True)
-  halves = [100 * (g.half or 0) * (few or p in ahead) for p, g in pairs]
-  _marks(axes, points, halves, ahead)
+  bars = [[abs(100 * end - p[1]) * (few or p in ahead) for end in g.bounds] for p, g in pairs]
+  _marks(axes, points, bars, ahead)
   axes.margins(0.06, 0.1)
   _logarithmic(axes, zero, max(x for x, _ in points) / min(x for x, _ in points))
   axes.set_xlabel(what)
@@ -72,11 +72,13 @@ def _trade(known: Sequence[Group], cost: Callable[[Group], float], what: str) ->
 
 
 def _marks(
-  axes: 'Axes', points: Sequence[Point], halves: Sequence[float], ahead: Sequence[Point]
+  axes: 'Axes', points: Sequence[Point], bars: Sequence[Sequence[float]], ahead: Sequence[Point]
 ) -> None:
   """All points with their intervals in grey, the front as a line with numbers."""
   xs, ys = zip(*points, strict=True)
-  axes.errorbar(xs, ys, halves, color=style.GREY, elinewidth=0.7, ls='none', alpha=0.55)
+  axes.errorbar(
+    xs, ys, [*zip(*bars, strict=True)], color=style.GREY, elinewidth=0.7, ls='none', alpha=0.55
+  )
   axes.scatter(xs, ys, 11, style.GREY, alpha=0.55, lw=0)
   xs, ys = zip(*ahead, strict=True)
   axes.step(xs, ys, where='post', color=style.BLUE, lw=1.2, zorder=3)
@@ -137,9 +139,10 @@ def shots(section: Sequence[Group]) -> 'Figure | None':
     style.SERIES, ((k, of) for k, of in several.items() if id(of[-1]) in top), strict=False
   ):
     xs, ys = [g.row.k for g in of], [100 * (g.row.mean or 0) for g in of]
-    halves = [100 * (g.half or 0) for g in of]
-    low, high = ([y + s * h for y, h in zip(ys, halves, strict=True)] for s in (-1, 1))
-    axes.fill_between(xs, low, high, color=colour, alpha=0.15, lw=0)
+    low, high = zip(*(g.bounds for g in of), strict=True)
+    axes.fill_between(
+      xs, [100 * x for x in low], [100 * x for x in high], color=colour, alpha=0.15, lw=0
+    )
     handles += axes.plot(xs, ys, color=colour, marker=mark, ms=4.5, ls=dash, lw=1.4)
     labels.append(label)
   ticks = sorted({g.row.k for of in several.values() for g in of})

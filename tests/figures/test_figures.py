@@ -68,6 +68,18 @@ def test_a_group_has_the_interval_of_student(found):
   assert alone.half is None and alone.spread == 'no spread, n = 1'
 
 
+def test_no_band_or_bar_leaves_what_an_accuracy_can_be():
+  """Of 0.9, 1.0 and 1.0 the interval by t is 0.9667 ± 0.1434."""
+  runs = [run(m, k, s, v, trained) for m, trained in (('a()', 1), ('b()', 2)) for k in (4, 8)
+          for s, v in enumerate((0.9, 1.0, 1.0))]  # fmt: skip
+  found = figures.groups(runs)
+  assert found[0].bounds == pytest.approx((0.8232449, 1.0), abs=1e-6)
+  for figure in (figures.shots(found), figures.pareto(found[:2])):
+    drawn = [p for c in figure.axes[0].collections for path in c.get_paths() for p in path.vertices]
+    ends = [y for _, y in drawn if y > 1]  # Markers have paths about 0.
+    assert min(ends) == pytest.approx(82.32449) and max(ends) <= 100 + 1e-9
+
+
 def test_episodes_are_told_apart_by_as_little_as_is_needed():
   records = [episode(), episode(pool='glyphs'), episode('maml()'), episode(k=5)]
   made = figures.groups(records)
