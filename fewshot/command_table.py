@@ -8,7 +8,6 @@ from typing import Any
 from fewshot import episode_tables, grids, pivots, records, renderers, tables
 from fewshot.console import note, stdout
 from fewshot.errors import FewshotError, nearest
-from fewshot.sound import sound
 from fewshot.table_options import EPISODES, STAT
 
 FORMATS = ('terminal', 'csv', *renderers.FORMATS)
@@ -24,7 +23,7 @@ def again(folder: str, as_json: bool) -> None:
 
       command_episodes.show(Path(folder), as_json)
       return
-    rows = tables.write_text(folder, sound(known, folder))
+    rows = tables.write_text(folder, episode_tables.usable(known, folder))
     if as_json:
       print(json.dumps(tables.as_json(rows)))
     else:
@@ -43,10 +42,10 @@ def show(
   with tables.uncollected():
     known = read(folders)
     pivot = pivots.pivot(known, _names(rows, '--rows'), fields, where, test)
-    stats = chosen if stat or 'episodes' not in known[0] else EPISODES.split(',')
+    stats = chosen if stat or not episode_tables.of_episodes(known) else EPISODES.split(',')
     grid = grids.grid(pivot, stats)
   if out:
-    records.replace(out, _text(pivot, grid, stats, form).encode())
+    records.replace(out, _text(pivot, grid, stats, form).encode('utf-8', 'replace'))
     note(f'written: {out}')
   if as_json:
     print(json.dumps(renderers.records(pivot, stats)))
@@ -60,8 +59,7 @@ def read(folders: Sequence[str]) -> list[dict[str, Any]]:
   """The sound records of all folders; what is left out is said."""
   found = []
   for folder in folders:
-    known = records.read(folder, strict=False)
-    found += known if episode_tables.of_episodes(known) else sound(known, folder)
+    found += episode_tables.usable(records.read(folder, strict=False), folder)
   return found
 
 

@@ -1,6 +1,7 @@
 """Tables of learners tested on the same episodes: mean, its 95 % interval, and who is separable."""
 
 import itertools
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,12 +11,17 @@ import numpy as np
 
 from fewshot import layout, records, statistics
 from fewshot.errors import FewshotError
+from fewshot.sound import malformed, sound
 from fewshot.tables import markdown_row
 
 LEVEL = 0.05
 Record = Mapping[str, Any]
-NEEDED: dict[str, type] = dict.fromkeys(('split', 'scores', 'training', 'hashes'), dict)
-NEEDED |= dict.fromkeys(('model', 'method', 'task'), str) | {'episodes': list}
+TEXTS = (
+  'id', 'model', 'method', 'task', 'status', 'hashes.test', 'hashes.episodes', 'training.learner',
+  'training.pool',
+)  # fmt: skip
+COUNTS = ('split.way', 'split.query', 'split.k', 'training.steps', 'scores.accuracy.n')
+TRAINED = ('config.train.images', 'config.train.way')  # Of those that were trained.
 
 
 @dataclass(frozen=True)
@@ -52,18 +58,80 @@ def cells(found: Iterable[Record]) -> list[Cell]:
   latest = {r['id']: r for r in found}
   groups: dict[tuple[Any, ...], list[Record]] = {}
   for r in latest.values():
-    groups.setdefault((r['task'], setting(r), tuple(sorted(decided_by(r).items()))), []).append(r)
+    same = (r['task'], setting(r), len(r['episodes']), *decided_by(r).items())
+    groups.setdefault(same, []).append(r)
   return [cell for group in groups.values() for cell in _compared(group)]
 
 
 def check(found: Iterable[Record]) -> None:
-  """Refuses a record without one of the fields that every record of episodes has.
+  """Refuses a record that no run of episodes could have written.
 
   >>> check([])
   """
-  for i, r in enumerate(found):
-    if odd := [k for k in NEEDED if not isinstance(r.get(k), NEEDED[k])]:
-      raise FewshotError(f'record {i + 1} has no sound {odd[0]}; mend or remove that line')
+  for i, r in enumerate(found, 1):
+    if field := odd(r):
+      raise FewshotError(f'record {i} has no sound {field}; mend or remove that line')
+
+
+def odd(record: Record) -> str:
+  """Which field of a record of episodes no run writes; empty when there is none.
+
+  >>> odd({'split': {'k': 1, 'seed': 0, 'way': 0}})
+  'split.way'
+  """
+  if field := malformed(record):
+    return field
+  learner = _at(record, 'training.learner')
+  counts = (*COUNTS, *(TRAINED if learner else ()))
+  wrong = [name for name in counts if not _is_count(_at(record, name), name in COUNTS[:2])]
+  wrong += [name for name in TEXTS if not isinstance(_at(record, name), str)]
+  for name in ('training.name', 'scores.accuracy.kind', 'tuning'):
+    if not isinstance(_at(record, name) or '', str):
+      wrong.append(name)
+  return wrong[0] if wrong else _odd_episodes(record)
+
+
+def _odd_episodes(record: Record) -> str:
+  """As `odd`, of the accuracies: each episode has one, or the record says that it has none."""
+  values, score = record.get('episodes'), record['scores']['accuracy']
+  if not isinstance(values, list) or not all(map(_holds_number, set(map(type, values)))):
+    return 'episodes'
+  whole = [x for x in values if x is not None]
+  if whole and not (min(whole) >= 0 and max(whole) <= 1):
+    return 'episodes'
+  scored = score.get('value') is not None
+  return 'episodes' if scored and not len(whole) == len(values) == score['n'] > 0 else ''
+
+
+def _holds_number(kind: type) -> bool:
+  return issubclass(kind, float | int | type(None)) and kind is not bool
+
+
+def _at(record: Any, path: str) -> Any:
+  for name in path.split('.'):
+    record = record.get(name) if isinstance(record, Mapping) else None
+  return record
+
+
+def _is_count(value: Any, positive: bool) -> bool:
+  return type(value) is int and int(positive) <= value < 2**53
+
+
+def usable(known: Sequence[dict[str, Any]], path: str | Path) -> list[dict[str, Any]]:
+  """The records, of splits or of episodes, that a run could have written.
+
+  Others are left out with a warning line; see `fewshot.sound`.
+  """
+  if not of_episodes(known):
+    return sound(known, path)
+  found = []
+  for i, record in enumerate(known, 1):
+    if field := odd(record):
+      said = f'record {i} of {path} is left out: its field {field} is not what a run writes'
+      print(f'fewshot: {said}', file=sys.stderr)
+    else:
+      found.append(record)
+  return found
 
 
 def setting(record: Record) -> str:
@@ -83,8 +151,11 @@ def decided_by(record: Record) -> dict[str, str]:
 
 def write(folder: str | Path) -> list[Cell]:
   """Writes table.md of a folder of such records, and gives its cells."""
-  found = cells(records.read(folder))
-  records.replace(Path(folder) / 'table.md', render_markdown(found).encode())
+  known = usable(records.read(folder, strict=False), folder)
+  if not known:
+    raise FewshotError(f'no finished run in {folder}; run an experiment into this folder first')
+  found = cells(known)
+  records.replace(Path(folder) / 'table.md', render_markdown(found).encode('utf-8', 'replace'))
   return found
 
 
@@ -180,7 +251,7 @@ def _compared(group: Sequence[Record]) -> list[Cell]:
 
   Holm's correction is over all pairs: which one is the best was seen in the same episodes.
   """
-  whole = [r for r in group if r['scores']['accuracy']['value'] is not None]
+  whole = [r for r in group if r['scores']['accuracy'].get('value') is not None]
   whole.sort(key=lambda r: r['scores']['accuracy']['value'], reverse=True)
   pairs = list(itertools.combinations(whole, 2))
   differences = [np.asarray(a['episodes']) - np.asarray(b['episodes']) for a, b in pairs]
@@ -194,7 +265,7 @@ def _cell(r: Record, behind: float, p: float) -> Cell:
   score = r['scores']['accuracy']
   return Cell(
     r['model'], taught_as(r), r['training']['steps'], r['task'], setting(r), r['method'],
-    score['value'], score['spread'], score['n'], r['status'], behind, p,
+    score.get('value'), score.get('spread'), score['n'], r['status'], behind, p,
     r['training'].get('name', ''),
   )  # fmt: skip
 

@@ -225,9 +225,9 @@ def _calls(text: str) -> list[Call]:
   """The calls in a spelling; none of what is no spelling."""
   try:
     nodes = [*ast.walk(ast.parse(text, mode='eval'))]
+    raw = text.encode()
   except (SyntaxError, ValueError, RecursionError, MemoryError):
     return []
-  raw = text.encode()
   return [
     (node.func.id, {
       k.arg: (raw[k.value.col_offset : k.value.end_col_offset].decode(), k.col_offset,
@@ -240,6 +240,8 @@ def _calls(text: str) -> list[Call]:
 
 def _without(text: str, calls: Sequence[Call], shared: Mapping[str, Mapping[str, str]]) -> str:
   """The spelling with dots where shared arguments stood."""
+  if not calls:
+    return text
   cuts = [at for name, of in calls for key, (_, *at) in of.items() if key in shared.get(name, ())]
   raw = text.encode()
   for start, end in sorted(cuts, reverse=True):

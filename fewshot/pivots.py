@@ -176,8 +176,7 @@ def counting(found: Iterable[Record]) -> list[Record]:
   if not found:
     raise FewshotError('there is no finished run; run an experiment into this folder first')
   if episode_tables.of_episodes(found):
-    episode_tables.check(found)
-    return list({r['id']: r for r in found}.values())
+    return list({r.get('id', i): r for i, r in enumerate(found)}.values())
   summaries.check_comparable(found)
   return [
     {**r, 'method': key[4], 'fit': key[5]}
@@ -278,7 +277,9 @@ def _cell(members: Sequence[Record], test: Label) -> Cell:
 
 def _values(members: Sequence[Record]) -> tuple[str, dict[Any, float]]:
   if 'episodes' in members[0]:
-    return 'episode', dict(enumerate(members[-1]['episodes']))
+    return 'episode', {
+      i: x for i, x in enumerate(members[-1]['episodes']) if x is not None
+    }  # fmt: skip
   values, kind = summaries.by_unit(members)
   return kind.removesuffix('-std'), values
 

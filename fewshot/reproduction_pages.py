@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshot import matrices, records, reproductions, summaries, tables
-from fewshot.episode_tables import cells, of_episodes, render_markdown
+from fewshot.episode_tables import cells, of_episodes, render_markdown, usable
 from fewshot.reproductions import ROOT, measured
 from fewshot.tables import markdown_row
 
@@ -24,7 +24,7 @@ def write_all() -> list[Path]:
 
 def page(folder: str) -> str:
   """The README of a folder of records, such as 'experiments/omniglot'."""
-  found = records.read(ROOT / folder)
+  found = usable(records.read(ROOT / folder), folder)
   parts = [
     f'# {Path(folder).name}',
     '',

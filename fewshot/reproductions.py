@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fewshot import published, records, statistics, summaries
-from fewshot.episode_tables import setting as of_episode
+from fewshot import episode_tables, published, records, statistics, summaries
 from fewshot.errors import FewshotError, nearest
 
 FILE = published.FOLDER / 'claims.json'
 ROOT = published.FOLDER.parents[1]  # Of a checkout: an installed package has no experiments.
+EPISODES = 'episode-ci95'  # The kind of their spread.
 VERDICTS = ('reproduced', 'different', 'not comparable', 'not run')
 KEYS = (
   *('paper', 'table', 'method', 'task', 'setting', 'published', 'ours', 'spread', 'n', 'margin'),
@@ -69,7 +69,7 @@ def rows(
   for label, c in chosen.items():
     where = Path(folder or ROOT / c['records'])
     if where not in read:
-      read[where] = records.read_if_any(where)
+      read[where] = episode_tables.usable(records.read_if_any(where), where)
     found += [_row(label, {**c, **row}, read[where]) for row in c['rows']]
   return found
 
@@ -116,9 +116,9 @@ def _published(n: published.Number) -> dict[str, Any]:
 def _answers(record: Mapping[str, Any], c: Mapping[str, Any]) -> bool:
   """Whether a record is of the experiment, method, task and setting of a claim's row."""
   split = record['split']
-  at = of_episode(record) if 'way' in split else f'K={split["k"]}'
+  at = episode_tables.setting(record) if 'episodes' in record else f'K={split["k"]}'
   want = (c['experiment'], c['by'], c['on'], c.get('at', c['setting']))
-  said = (record['config']['name'], record['method'], record['task'], at)
+  said = ((record['config'] or {}).get('name'), record['method'], record['task'], at)
   return said == want and c.get('model', record['model']) == record['model']
 
 
@@ -147,14 +147,14 @@ def measure(found: Sequence[Mapping[str, Any]]) -> Measured | None:
   if not found:
     return None
   last = found[-1]
-  if 'way' in last['split']:
+  if 'episodes' in last:
     score, seconds = last['scores']['accuracy'], last['timings'].get('train_s')
-    if score['value'] is None:
-      return Measured(None, 0.0, score['kind'], 0, 0.0, last['status'], seconds, last)
-    spread = 100 * (score['spread'] or 0.0)
+    if score.get('value') is None:
+      return Measured(None, 0.0, EPISODES, 0, 0.0, last['status'], seconds, last)
+    spread = 100 * (score.get('spread') or 0.0)
     value, n = 100 * score['value'], score['n']
-    return Measured(value, spread, score['kind'], n, spread / 1.96, 'ok', seconds, last)
-  runs = list({r['id']: r for r in found}.values())
+    return Measured(value, spread, EPISODES, n, spread / 1.96, 'ok', seconds, last)
+  runs = list({r.get('id', i): r for i, r in enumerate(found)}.values())
   seconds = sum(r['timings'].get('seconds') or 0.0 for r in runs)
   values, kind = summaries.accuracies(runs)
   if not values:
@@ -178,10 +178,12 @@ def _why(test: statistics.Equivalence, c: Mapping[str, Any]) -> str:
 
 def _schedule(c: Mapping[str, Any], record: Mapping[str, Any]) -> str:
   """How long ours was trained and, where theirs took longer, that it is shorter."""
-  if not record.get('training', {}).get('steps'):
+  if (
+    'episodes' not in record or not record['training']['steps'] or not record['training']['learner']
+  ):
     return ''
   steps, train = record['training']['steps'], record['config']['train']
-  many = f'{train["images"]} images' if train['images'] else f'{train["meta_batch"]} tasks'
+  many = f'{train["images"]} images' if train['images'] else f'{train.get("meta_batch")} tasks'
   ours = f'{steps:,} steps of {"1 task" if many == "1 tasks" else many}'
   if 'schedule' not in c:
     return f'{ours}; theirs is not stated'

@@ -336,7 +336,7 @@ def write_text(path: str | Path, known: Sequence[Record]) -> list[Row]:
   if not known:
     raise FewshotError(f'no finished run in {path}; run an experiment into this folder first')
   rows = summarise(known)
-  records.replace(_folder(path) / 'table.md', render_markdown(rows).encode())
+  records.replace(_folder(path) / 'table.md', render_markdown(rows).encode('utf-8', 'replace'))
   return rows
 
 

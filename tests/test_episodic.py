@@ -189,7 +189,8 @@ def test_minutes_are_for_episodes(tmp_path, capsys):
 
 def test_table_marks_the_best_and_what_equals_it():
   base = {
-    **{'model': 'm', 'task': 't', 'status': 'ok', 'split': {'way': 5, 'k': 1, 'query': 15}},
+    **{'model': 'm', 'task': 't', 'status': 'ok'},
+    'split': {'way': 5, 'k': 1, 'query': 15, 'seed': 0},
     'hashes': {'test': 'a', 'episodes': 'b'},
     'training': {'learner': '', 'pool': '', 'steps': 0, 'name': ''},
   }
@@ -346,4 +347,5 @@ def test_records_of_splits_and_unsound_ones_are_one_line(tmp_path, capsys):
   assert 'has records of splits' in capsys.readouterr().err
   (out / 'records.jsonl').write_text(json.dumps(record | {'training': 3}) + '\n')
   assert main(['table', str(out)]) == 2
-  assert 'record 1 has no sound training' in capsys.readouterr().err
+  err = capsys.readouterr().err
+  assert f'record 1 of {out} is left out: its field training' in err and 'no finished run' in err

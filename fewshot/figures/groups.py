@@ -103,7 +103,7 @@ def _episode_row(record: Record) -> Row:
   status, value = record['status'], score.get('value')
   return Row(
     model=record['model'], task=record['task'], k=record['split']['k'], method=record['method'],
-    mean=value, std=score.get('spread'), kind=score.get('kind', EPISODES), n=score.get('n', 0),
+    mean=value, std=score.get('spread'), kind=EPISODES, n=score.get('n', 0),
     runs=1, lost=int(value is None), failed=int(status == 'failed'),
     collapsed=int(status == 'collapsed'), trained=record['trained'] or 0,
     total=record['total'] or 0, seconds=record['timings'].get('test_s'),

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fewshot import figures, records
+from fewshot import episode_tables, figures, records
 from fewshot.errors import FewshotError
 from fewshot.figures import Group
 from fewshot.report import data, pictures
-from fewshot.sound import usable
 from fewshot.summaries import Record
 
 HERE = Path(__file__).parent
@@ -63,7 +62,7 @@ def gathered(folder: str | Path, only: str = '') -> tuple[Path, list[Any], list[
   Raises `FewshotError` where there is none.
   """
   place = Path(folder) if Path(folder).is_dir() else Path(folder).parent
-  known = usable(folder)
+  known = episode_tables.usable(records.read(folder, strict=False), folder)
   chosen = [r for r in known if _says(r, only)]
   if not chosen:
     has = f'none of its {len(known)} records says {only!r}; try part of a method, task or model'
