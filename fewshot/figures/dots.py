@@ -17,6 +17,7 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
+TITLE = 66  # Characters of a line of the title.
 INCHES = 0.155  # The height of a line of text in a label.
 STYLE: dict[str, Any] = {
   'font.size': 9,
@@ -74,7 +75,10 @@ def _figure(
   from matplotlib.layout_engine import ConstrainedLayoutEngine
 
   # Below and above the rows stand the axis with its label, and the title.
-  heights = [sum(sum(_room(*label)) for label in _labels(s)) + 0.85 for s in sections]
+  heights = [
+    sum(sum(_room(*label)) for label in _labels(s)) + 0.7 + INCHES * (1 + _title(s).count('\n'))
+    for s in sections
+  ]
   with matplotlib.style.context(['default', STYLE]):
     figure = Figure(figsize=(7.2, sum(heights)), layout=ConstrainedLayoutEngine(h_pad=0.08))
     FigureCanvasAgg(figure)
@@ -107,9 +111,16 @@ def _panel(
   axes.set_ylim(y, 0)
   axes.set_yticks([])
   axes.set_xlabel(f'accuracy (%), mean ± std over {tables.over(section)}')
-  axes.set_title(tables.title(section), loc='left', fontweight='bold', fontsize=10)
+  over: dict[str, Any] = {'xycoords': ('figure fraction', 'axes fraction')}
+  over |= {'textcoords': 'offset points', 'annotation_clip': False}
+  axes.annotate(_title(section), (0, 1), (8, 6), fontweight='bold', fontsize=10, **over)
   above = {'xycoords': 'axes fraction', 'textcoords': 'offset points'}
   axes.annotate('trained', (1, 1), (12, 6), color=GREY, **above)
+
+
+def _title(section: Sequence[summaries.Row]) -> str:
+  """The title on as many lines as it needs; it begins where the labels do."""
+  return '\n'.join(textwrap.wrap(tables.title(section), TITLE))
 
 
 def _marks(

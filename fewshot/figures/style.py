@@ -108,7 +108,8 @@ def wrapped(label: str, width: int = LABEL, lines: int = 2) -> str:
   """
   found = textwrap.wrap(label, width) or ['']
   if len(found) > lines:
-    found = [*found[: lines - 1], f'{found[lines - 1][: width - 1]}…']
+    rest = ' '.join(found[lines - 1 :])
+    found = [*found[: lines - 1], f'{rest[: width - 1]}…']
   return '\n'.join(found)
 
 

@@ -46,6 +46,15 @@ def front(points: Sequence[Point]) -> list[int]:
   return found
 
 
+def best_first(points: Sequence[Point]) -> list[int]:
+  """The order of points by value.
+
+  >>> best_first([(1, 0.5), (2, 0.7)])
+  [1, 0]
+  """
+  return sorted(range(len(points)), key=lambda i: -points[i][1])
+
+
 @style.styled
 def _trade(known: Sequence[Group], cost: Callable[[Group], float], what: str) -> 'Figure | None':
   if len(known) < 2 or not any(cost(g) for g in known):
@@ -60,14 +69,18 @@ def _trade(known: Sequence[Group], cost: Callable[[Group], float], what: str) ->
   pairs = zip(points, known, strict=True)
   bars = [[abs(100 * end - p[1]) * (few or p in ahead) for end in g.bounds] for p, g in pairs]
   _marks(axes, points, bars, ahead)
+  behind = [i for i in best_first(points) if i not in order] if few else []
+  for n, i in enumerate(behind, len(order) + 1):
+    _number(axes, n, points[i], style.GREY)
   axes.margins(0.06, 0.1)
   _logarithmic(axes, zero, max(x for x, _ in points) / min(x for x, _ in points))
   axes.set_xlabel(what)
   axes.set_ylabel('accuracy (%)')
   of = '' if few else ', of the front alone'
   style.note(axes, f'bars: {_intervals(known)}{of}; line: the front')
-  shown = [f'{n} {known[i].label}' for n, i in enumerate(order, 1)]
-  _key(figure, shown[:MOST] + [f'and {len(shown) - MOST} more'] * (len(shown) > MOST))
+  shown = [f'{n} {known[i].label}' for n, i in enumerate([*order, *behind], 1)]
+  most = BARS if few else MOST
+  _key(figure, shown[:most] + [f'and {len(shown) - most} more'] * (len(shown) > most))
   return figure
 
 
@@ -84,11 +97,17 @@ def _marks(
   axes.step(xs, ys, where='post', color=style.BLUE, lw=1.2, zorder=3)
   axes.scatter(xs, ys, 30, style.BLUE, zorder=4, edgecolors='white', lw=0.7)
   for n, at in enumerate(ahead, 1):
-    aside = (-6, 4) if n % 2 else (6, -11)  # Neighbours on different sides.
-    axes.annotate(
-      f'{n}', at, aside, textcoords='offset points', ha='center', color=style.BLUE,
-      fontsize=8, fontweight='bold', zorder=5,
-    )  # fmt: skip
+    _number(axes, n, at, style.BLUE)
+
+
+def _number(axes: 'Axes', n: int, at: Point, colour: str) -> None:
+  """The number of a point in the legend, of those of the front on alternate sides."""
+  front = colour == style.BLUE
+  aside, weight = (-6, 4) if front and n % 2 else (6, -11), 'bold' if front else 'normal'
+  axes.annotate(
+    f'{n}', at, aside, textcoords='offset points', ha='center', color=colour, fontsize=8,
+    fontweight=weight, zorder=5,
+  )  # fmt: skip
 
 
 def _logarithmic(axes: 'Axes', zero: float, ratio: float) -> None:

@@ -1,11 +1,12 @@
 """Figures: what they reduce records to, what they draw, and that they are the same bytes twice."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fewshot import figures
+from fewshot import command_report, figures
 from fewshot.errors import FewshotError
 from fewshot.figures import episodes, outcomes, trade, training
 
@@ -109,7 +110,7 @@ def test_pareto_numbers_its_front_and_shows_zero(found):
   figure = figures.pareto(section)
   said = texts(figure)
   assert all(f'{n} {m}' in said for n, m in enumerate(('none()', 'linear()', 'lora()'), 1))
-  assert 'full()' not in said and 'trained parameters' in said and 'accuracy (%)' in said
+  assert '4 full()' in said and 'trained parameters' in said and 'accuracy (%)' in said
   assert '95 % interval of the mean over 3 splits' in said
   labels = [t.get_text() for t in figure.axes[0].get_xticklabels()]
   assert '0' in labels
@@ -206,6 +207,25 @@ def test_the_mask_shows_layers_modules_and_the_rest():
   assert 'beside these train: head (new)' in texts(figure)
   assert figures.mask({'w': [1, 2]}, 'm') is None
   assert figures.mask({'block_0/q': [0, 2], 'head': [3, 0]}, 'linear()') is None
+
+
+def test_every_kind_is_drawn_in_the_docs():
+  """By docs/figures/plots.py; an SVG without a date, small enough to be committed."""
+  docs = Path(__file__).parents[2] / 'docs'
+  page = (docs / 'reports.md').read_text()
+  for kind in command_report.KINDS:
+    file = docs / 'figures' / 'plots' / f'{kind}.svg'
+    assert f'--kind {kind}' in page and f'](figures/plots/{kind}.svg)' in page
+    assert 5_000 < file.stat().st_size <= 150_000 and b'dc:date' not in file.read_bytes()
+
+
+def test_a_long_title_stands_beside_what_it_names():
+  """Of a dot plot: on lines of its own, not over the heads of the columns."""
+  long = run(prompt="cloze('" + 'a long template with many words ' * 3 + "{text} {mask}')")
+  figure = figures.KINDS['accuracy'](figures.groups([long]))
+  shown = [t for t in figure.axes[0].texts if t.get_text().startswith('toy, K = 4')]
+  assert max(map(len, shown[0].get_text().split('\n'))) <= 66
+  assert figure.get_figheight() > figures.KINDS['accuracy'](figures.groups([run()])).get_figheight()
 
 
 @pytest.mark.parametrize('format', figures.FORMATS)
