@@ -41,7 +41,7 @@ def _latex(grid: Grid) -> str:
   tags = {0: '{}', 1: r'\textbf{{{}}}', 2: r'\underline{{{}}}'}
   leads = len(grid.names)
   columns = 'l' * leads + 'r' * len(grid.heads)
-  lines = [r'\begin{table}', r'\centering', rf'\caption{{{tex(grid.caption)}}}']
+  lines = [r'\begin{table}', r'\centering', rf'\caption{{{tex(grid.caption)}}}', _label(grid)]
   lines += [rf'\begin{{tabular}}{{{columns}}}', r'\toprule', *_latex_heads(grid)]
   lines += [
     _latex_row([*map(tex, grid.names), *(tex(stat) for _, stat in grid.heads)]),
@@ -55,6 +55,12 @@ def _latex(grid: Grid) -> str:
     shown = [_marked(cell._replace(text=tex(cell.text)), tags, LATEX[DAGGER]) for cell in cells]
     lines.append(_latex_row([*names, *shown]))
   return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', r'\end{table}', ''])
+
+
+def _label(grid: Grid) -> str:
+  """What the text refers to: the rows' fields, and of the columns the values."""
+  words = '-'.join((*grid.names, *dict.fromkeys(head for head, _ in grid.heads)))
+  return rf'\label{{tab:{re.sub("[^a-z0-9]+", "-", words.lower()).strip("-")[:60]}}}'
 
 
 def _latex_heads(grid: Grid) -> list[str]:

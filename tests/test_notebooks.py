@@ -138,5 +138,5 @@ def test_the_table_of_a_paper(tmp_path, tiny, monkeypatch) -> None:
   text = said(run(FILES[4], tmp_path, tiny, monkeypatch))
   runs = records.read(tmp_path / 'runs/paper')
   assert len(runs) == 16 and sum(r['chosen'] for r in runs) == 8
-  assert '16 records; 8 chosen on dev' in text and text.count(r'$\pm$') == 2
-  assert r'\textbf{' in text and "verdict='reproduced'" in text
+  assert '16 records; 8 chosen on dev' in text and text.count(r'$\pm$') == 3  # A head.
+  assert r'\toprule' in text and r'\textbf{' in text and "verdict='reproduced'" in text

@@ -265,6 +265,7 @@ def test_latex_is_balanced_and_marks_the_best(sample):
   body = [line for line in lines if line.startswith(r'\texttt')]
   assert len(body) == 3 and all(len(re.findall(r'(?<!\\)&', line)) == 6 for line in body)
   assert r'\begin{tabular}{lrrrrrr}' in lines and r'\cmidrule(lr){2-4} \cmidrule(lr){5-7}' in lines
+  assert lines[3] == r'\label{tab:method-digits-letters-co}' and lines.count(r'\centering') == 1
   assert r'\multicolumn{3}{c}{letters \& co}' in text and r'\texttt{a\_b(x=1)}' in text
   assert r'\textbf{67.5 $\pm$ 12.2} & ' in body[2]
   assert r'\underline{57.5 $\pm$ 12.2}$^\dagger$ & ' in body[1]
