@@ -127,7 +127,7 @@ def _add_listings(command: arguments.Command) -> None:
   for name in ('methods', 'fits', 'learners', 'models'):
     listing = command(name, _listing, f'list the {name} there are')
     listing.add_argument('--json', action='store_true', help='print one JSON value')
-    if name in ('methods', 'learners'):
+    if name in ('methods', 'fits', 'learners'):
       listing.add_argument('names', nargs='*', help='show the arguments and the formula of these')
 
   tasks = command('tasks', _tasks, 'list the tasks and image sets, or build a set on disk')

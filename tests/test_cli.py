@@ -87,6 +87,14 @@ def test_every_method_is_listed_with_its_paper_and_at_most_thirty_lines(capsys):
   assert {type(row['peft']) for row in rows.values()} <= {str, type(None)}
 
 
+def test_a_fit_says_its_arguments_and_its_formula(capsys):
+  assert cli.main(['fits', 'sgd']) == 0
+  out = capsys.readouterr().out
+  assert out.startswith('sgd(steps: int = 40') and 'arXiv:1711.05101' in out
+  assert cli.main(['fits', 'sdg']) == 2
+  assert "did you mean 'sgd'" in capsys.readouterr().err
+
+
 def test_a_learner_says_its_arguments_and_its_formula(capsys):
   assert cli.main(['learners', 'maml']) == 0
   out = capsys.readouterr().out
