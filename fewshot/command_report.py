@@ -53,11 +53,12 @@ def _plot(args: argparse.Namespace, rest: list[str]) -> None:
 def report(folder: str, out: str | None, only: str, as_json: bool) -> None:
   """Writes the report of a folder: report.html in it, or where `out` says."""
   _needs_matplotlib()
-  from fewshot import records
+  from fewshot import records, tables
   from fewshot.console import note
   from fewshot.report import build
 
-  made = build(folder, only)
+  with tables.uncollected():
+    made = build(folder, only)
   place = Path(out) if out else _folder(folder)
   file = place / 'report.html' if place.is_dir() else place
   records.replace(file, made.page)

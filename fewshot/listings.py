@@ -68,7 +68,9 @@ def manual(name: str) -> str:
 
   known = programs.VOCABULARY | learners.VOCABULARY
   if name not in known:
-    raise FewshotError(f'there is no method, fit, learner or program {name!r}; {nearest(name, known)}')
+    raise FewshotError(
+      f'there is no method, fit, learner or program {name!r}; {nearest(name, known)}'
+    )
   f = known[name]
   return f'{name}{_arguments(f)}\n\n' + textwrap.indent(inspect.getdoc(f) or '', '  ')
 
