@@ -114,8 +114,8 @@ def _panel(
   over: dict[str, Any] = {'xycoords': ('figure fraction', 'axes fraction')}
   over |= {'textcoords': 'offset points', 'annotation_clip': False}
   axes.annotate(_title(section), (0, 1), (8, 6), fontweight='bold', fontsize=10, **over)
-  above = {'xycoords': 'axes fraction', 'textcoords': 'offset points'}
-  axes.annotate('trained', (1, 1), (12, 6), color=GREY, **above)
+  corner: dict[str, Any] = {'xycoords': 'axes fraction', 'textcoords': 'offset points'}
+  axes.annotate('trained', (1, 1), (12, 6), color=GREY, **corner)
 
 
 def _title(section: Sequence[summaries.Row]) -> str:
@@ -128,8 +128,13 @@ def _marks(
   values: Sequence[Sequence[float]],
 ) -> None:  # fmt: skip
   """Lines, dots and bars of all rows: one call a kind, since each costs as much as many marks."""
+  from matplotlib.collections import LineCollection
+
   across: Any = axes.get_yaxis_transform()
-  axes.hlines(at, 0, 1, RULE, lw=0.8, zorder=0, transform=across)
+  rules = [[(0, y), (1, y)] for y in at]
+  axes.add_collection(
+    LineCollection(rules, colors=RULE, linewidths=0.8, zorder=0, transform=across), autolim=False
+  )
   for y, row in zip(at, section, strict=True):
     if row.mean is None:
       text = 'no run has an accuracy'
@@ -143,12 +148,13 @@ def _marks(
     for y, row in zip(at, section, strict=True) if row.mean is not None
   ]  # fmt: skip
   if means:
-    x, y, bars = (np.array(part) for part in zip(*means, strict=True))
+    x, ys, bars = (np.array(part) for part in zip(*means, strict=True))
     there = np.isfinite(bars)
     style: dict[str, Any] = {'color': BLUE, 'capsize': 3, 'elinewidth': 1.6, 'ls': 'none'}
-    axes.errorbar(x[there], y[there], xerr=bars[there], zorder=2, **style)
-    axes.scatter(*zip(*points, strict=True), 26, SKY, alpha=0.6, lw=0, zorder=1)
-    axes.scatter(x, y, 44, BLUE, edgecolors='white', lw=0.8, zorder=3)
+    axes.errorbar(x[there], ys[there], xerr=bars[there], zorder=2, **style)
+    one, at_one = zip(*points, strict=True)
+    axes.scatter(one, at_one, 26, SKY, alpha=0.6, lw=0, zorder=1)
+    axes.scatter(x, ys, 44, BLUE, edgecolors='white', lw=0.8, zorder=3)
 
 
 def _labels(section: Sequence[summaries.Row]) -> list[tuple[str, str]]:
