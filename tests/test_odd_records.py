@@ -108,6 +108,15 @@ def test_what_no_run_of_episodes_writes_is_named(sound, field, value):
   assert episode_tables.odd(record | {field: value}).partition('.')[0] == field
 
 
+def test_the_page_is_given_what_its_program_can_show(sound, tmp_path):
+  """A list where it goes through one, an object where it goes through its entries."""
+  odd = sound['lm_bff'][0] | {'stages': 3, 'training': 'x', 'cause': ['a'], 'hyper': {'lr': 1}}
+  (tmp_path / records.NAME).write_text(json.dumps(odd) + '\n')
+  place, _, groups = gathered(str(tmp_path))
+  (run,) = data.collect(place, groups, 1)['runs']
+  assert run['hyper'] == {'lr': 1} and not {'stages', 'training', 'cause'} & set(run)
+
+
 def test_a_failed_run_of_episodes_is_counted_in_tables_by_fields(sound, tmp_path, capsys):
   good, lost = copy.deepcopy(sound['omniglot'][2:4])
   lost |= {'episodes': [None] * 12, 'status': 'failed'}

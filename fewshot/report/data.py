@@ -18,6 +18,7 @@ PREDICTIONS = 1_000_000  # Of all runs together.
 CHARACTERS = 6_000_000  # Of all test texts together.
 BINS = 25  # Of a run's episodes.
 SHARED = ('versions', 'hashes')
+BESIDE = {'hyper': dict, 'cause': str, 'objective': str, 'stages': list, 'training': dict}
 FIELDS = (
   'method', 'fit', 'prompt', 'task', 'model', 'k', 'n', 'runs', 'lost', 'failed', 'collapsed',
   'trained', 'total', 'seconds', 'memory', 'tuning',
@@ -109,7 +110,7 @@ def _run(r: Record, points: int) -> dict[str, Any]:
     'seconds': None if seconds is None else round(seconds, 3),
     'trained': r['trained'],
   }
-  run |= {k: r[k] for k in ('hyper', 'cause', 'objective', 'stages', 'training') if r.get(k)}
+  run |= {k: r[k] for k, kind in BESIDE.items() if isinstance(r.get(k), kind) and r[k]}
   if r.get('curve'):
     run |= {'curve': thinned(r['curve'], points), 'steps': len(r['curve'])}
   if score.get('kind') == EPISODES and r.get('episodes'):
