@@ -149,7 +149,7 @@ def with_changes(base: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
       node = node[p]
     try:
       node[leaf] = value
-    except TypeError:
+    except (TypeError, ValueError):  # Of a dict with a key that has a dot the second.
       kind = type(node[leaf]).__name__
       raise FewshotError(f'config.{key} is of type {kind}, not {value!r}') from None
   return config.lock()

@@ -61,6 +61,7 @@ def test_sides_take_turns_and_medians_are_divided(here, monkeypatch):
   assert row == {
     'name': 'toy', 'ours': 2.0, 'peer': 8.0, 'ratio': 0.25, 'bar': 0.9, 'limit': 0.5, 'unit': 'ms',
     'n': 3, 'error': None, 'printed': {'ms': 2.0, 'limit': 0.5},
+    'peer_printed': {'ms': 100.0},
   }  # fmt: skip
 
 

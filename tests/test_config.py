@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
@@ -107,6 +107,7 @@ VALUES = st.text(max_size=30) | st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
+@example('checkpoints', '=', "{'.': None}")
 @given(st.sampled_from(KEYS) | st.text(max_size=5), st.sampled_from(['=', '', '==']), VALUES)
 def test_any_override_is_taken_or_refused_in_one_line(key, eq, value):
   base = configs.default()

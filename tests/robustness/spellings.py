@@ -138,7 +138,7 @@ class Watch:
       named = any(f'{name}(' in self.text for name in ('saved', 'pretrained'))
       if named or self.imported():
         return
-    if event == 'exec' and self.imported():
+    if event in ('exec', 'marshal.loads') and self.imported():
       return
     self.seen.append(f'{event} {args!r:.80}')
 
@@ -185,6 +185,7 @@ def main(tries: int, seed: int) -> None:
   from fewshot.errors import FewshotError
   from fewshot.methods import spell
 
+  sys.dont_write_bytecode = True  # Else an import writes a file.
   watch, counts, found, slowest = Watch(), collections.Counter(), [], 0.0
   readers = {
     k: (parse, Spellings(known, seed + i))
