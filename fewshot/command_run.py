@@ -111,7 +111,8 @@ def _job(group: Any, folder: Path, log: Any, bars: Bars) -> Any:
       log.event('timings', run=record['id'], **record['timings'])
 
   missing = lambda done: len(work.remaining(group, done))  # noqa: E731
-  return worker.Job(group.id, group.label, tuple(group.runs), missing, run)
+  retries = group.rows[0].config.retries
+  return worker.Job(group.id, group.label, tuple(group.runs), missing, run, retries)
 
 
 def dry_run(path: str, overrides: Sequence[str], as_json: bool, devices: Sequence[int] = ()) -> int:

@@ -42,11 +42,6 @@ def run_id(p: Prepared, run: Run) -> str:
   return records.run_id({k: fields[k] for k in sorted(fields) if k != 'config'} | _decisive(p))
 
 
-def retry_id(first: str, attempt: int) -> str:
-  """The name of another attempt at a run."""
-  return records.run_id({'of': first, 'attempt': attempt})
-
-
 def _decisive(p: Prepared) -> dict[str, Any]:
   keys = ['k', 'dev_k', 'max_length', 'dtype', 'dropout']
   if p.config.unlabelled:
@@ -178,13 +173,6 @@ def _rise(curve: np.ndarray) -> float:
   """The mean loss of the last tenth of the steps over that of the first."""
   n = max(1, len(curve) // 10)
   return float(np.mean(curve[-n:]) / max(float(np.mean(curve[:n])), 1e-6))
-
-
-def retry_of(first: str, attempt: int, seed: int, retries: int) -> dict[str, Any]:
-  """What the record of another attempt says of itself; `first` is the id of the first one."""
-  rule = f'a dead run starts anew from another key, at most {retries} times'
-  said = {'of': first, 'number': attempt, 'seed': seed, 'rule': rule}
-  return {'id': retry_id(first, attempt), 'attempt': said}
 
 
 def _proportion(value: float, n: int) -> dict[str, Any]:

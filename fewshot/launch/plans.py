@@ -8,6 +8,7 @@ from typing import Any
 
 from fewshot import leaks, records
 from fewshot.errors import FewshotError
+from fewshot.launch.attempts import attempts
 from fewshot.launch.claims import Claims
 from fewshot.launch.worker import CLAIMS, Job
 from fewshot.sound import malformed
@@ -17,7 +18,8 @@ NAME, JOBS = 'plan.json', 'jobs'
 
 def write(folder: Path, jobs: Sequence[Job]) -> None:
   """Writes plan.json; jobs of earlier commands in the folder stay in it."""
-  new = {j.id: {'id': j.id, 'label': j.label, 'runs': list(j.ids)} for j in jobs}
+  told = ({'id': j.id, 'label': j.label, 'retries': j.retries, 'runs': list(j.ids)} for j in jobs)
+  new = {j['id']: j for j in told}
   leaks.check(new)
   with Claims(folder / CLAIMS).waited('plan'):  # Another may write it at the same time.
     old = {j['id']: j for j in read(folder)}
@@ -41,7 +43,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 def _is_job(job: Any) -> bool:
   texts = [job['id'], job['label'], *job['runs']]
-  return isinstance(job['runs'], list) and all(isinstance(text, str) for text in texts)
+  retries = job.get('retries', 0)
+  whole = isinstance(job['runs'], list) and isinstance(retries, int) and retries >= 0
+  return whole and all(isinstance(text, str) for text in texts)
 
 
 class Watch:
@@ -85,9 +89,12 @@ def _status(
 
 
 def _job(job: dict[str, Any], latest: dict[str, Any], held: dict[str, str]) -> dict[str, Any]:
-  found = [latest[id] for id in job['runs'] if id in latest]
+  """Where a job stands; a retry counts as a run of it from when it is due."""
+  retries = job.get('retries', 0)
+  ids = [id for first in job['runs'] for id in attempts(first, retries, latest)]
+  found = [latest[id] for id in ids if id in latest]
   done = sum(records.has_result(r) for r in found)
-  state = 'done' if done == len(job['runs']) else 'waiting'
+  state = 'done' if done == len(ids) else 'waiting'
   if state == 'waiting' and len(found) > done:
     state = 'failed'
   if job['id'] in held:
@@ -96,7 +103,7 @@ def _job(job: dict[str, Any], latest: dict[str, Any], held: dict[str, str]) -> d
     'id': job['id'],
     'label': job['label'],
     'state': state,
-    'runs': len(job['runs']),
+    'runs': len(ids),
     'done': done,
     'says': held.get(job['id'], ''),
     'best': _best(found),

@@ -24,6 +24,7 @@ from fewshot.console import note
 from fewshot.engine import Options, Programs, Progress
 from fewshot.errors import FewshotError, cause
 from fewshot.launch import halving
+from fewshot.launch.attempts import due, first_id, retry_id, retry_of
 from fewshot.launch.groups import Group, Planned, retried
 from fewshot.launch.keeping import Keeper
 from fewshot.launch.plans import JOBS
@@ -75,20 +76,8 @@ def _or_failed(
 
 def remaining(group: Group, done: Mapping[str, Record]) -> list[str]:
   """The ids of the group's runs that have no result yet, with those of the retries that are due."""
-  return [id for first in group.runs if (id := _due(first, group.rows[0].config.retries, done))]
-
-
-def _due(first: str, retries: int, done: Mapping[str, Record]) -> str:
-  """The id of the attempt at a run that is due; empty where there is none."""
-  id = first
-  for attempt in range(retries + 1):
-    record = done.get(id)
-    if record is None or not records.has_result(record):
-      return id
-    if record['status'] == 'ok':
-      return ''
-    id = experiment.retry_id(first, attempt + 1)
-  return ''
+  retries = group.rows[0].config.retries
+  return [id for first in group.runs for id in due(first, retries, done)]
 
 
 def _staged(
@@ -133,7 +122,7 @@ def _swept(
       break
     again = [first_id(r) for r in dead.values()]
     n = attempt + 1
-    todo = {experiment.retry_id(id, n): retried(group.runs[id], n) for id in again}
+    todo = {retry_id(id, n): retried(group.runs[id], n) for id in again}
   if writes:
     device.forget()
 
@@ -147,11 +136,6 @@ def _keep(out: Path, p: Prepared, record: Record, result: Result) -> None:
       checkpoint.save(experiment.adapted(p, result), out / 'checkpoints' / record['id'])
     except FewshotError as e:
       note(f'the checkpoint of {record["id"]} is not there: {e}')
-
-
-def first_id(record: Mapping[str, Any]) -> str:
-  """The id of the first attempt at a run."""
-  return record.get('attempt', {}).get('of', record['id'])
 
 
 def _recorded(
@@ -234,7 +218,7 @@ def _decided(
     record = experiment.record(planned.row, own, peers, chosen=best in (None, i))
     if attempt:
       retries = planned.row.config.retries
-      record |= experiment.retry_of(record['id'], attempt, planned.run.seed, retries)
+      record |= retry_of(record['id'], attempt, planned.run.seed, retries)
     yield record, own
 
 

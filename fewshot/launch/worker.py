@@ -24,6 +24,7 @@ class Job(NamedTuple):
   ids: tuple[str, ...]  # Of its runs, retries apart.
   missing: Callable[[Done], int]  # How many results are not there yet.
   run: Callable[[Done, Claim], None]  # Computes and records them.
+  retries: int = 0  # How often one of them starts anew, where it died.
 
 
 def work(jobs: Sequence[Job], folder: Path, pause: float = 1.0) -> None:

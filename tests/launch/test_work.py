@@ -9,8 +9,9 @@ import pytest
 from fewshot import cli, engine, records, stopping
 from fewshot import config as configs
 from fewshot.errors import FewshotError
-from fewshot.launch import groups, halving, plans, work
+from fewshot.launch import attempts, groups, halving, plans, work
 from fewshot.launch.keeping import Keeper
+from fewshot.launch.worker import Job
 from fewshot.prepared import prepare
 from fewshot.states import States
 from tests.robustness import workplace
@@ -295,6 +296,36 @@ def test_the_status_of_a_folder(place, capsys):
   assert cli.main(['status', 'runs/tiny']) == 0
   assert '3 of 4 runs' in capsys.readouterr().out
   assert len(plans.read(place / 'runs/tiny')) == 2
+
+
+def test_the_status_counts_the_retries_that_are_due(tmp_path, capsys):
+  """Of three runs, each at most twice anew: one is well, one died once, one died three times."""
+  first, second = ({id: attempts.retry_id(id, n) for id in 'abc'} for n in (1, 2))
+  ended = {'a': 'ok', 'b': 'failed', 'c': 'collapsed', first['c']: 'failed', second['c']: 'failed'}
+
+  def record(id, status):
+    fields = dict.fromkeys(records.REQUIRED, 0) | dict.fromkeys(('model', 'method', 'task'), 'x')
+    tables = {'scores': {}, 'hashes': {}, 'split': {'k': 1, 'seed': 0}, 'config': {}}
+    return fields | tables | {'id': id, 'status': status, 'timings': {'seconds': 3.0}}
+
+  def asked():
+    assert cli.main(['status', str(tmp_path), '--json']) == 0
+    found = json.loads(capsys.readouterr().out)
+    (job,) = found['jobs']
+    assert (found['runs'], found['done']) == (job['runs'], job['done'])
+    return job['state'], job['done'], job['runs'], found['eta_seconds']
+
+  for id, status in ended.items():
+    records.append(tmp_path, record(id, status))
+  plans.write(tmp_path, [Job('j', 'some', tuple('abc'), lambda done: 0, lambda *a: None, 2)])
+  assert asked() == ('waiting', 5, 6, 3.0)
+  assert cli.main(['status', str(tmp_path)]) == 0
+  assert '5 of 6 runs' in capsys.readouterr().out
+  records.append(tmp_path, record(first['b'], 'ok'))
+  assert asked() == ('done', 6, 6, 0.0)
+  (tmp_path / 'plan.json').write_text('{"jobs": [{"id": "j", "label": "", "runs": ["a", "b"]}]}')
+  (job,) = plans.Watch(tmp_path).status()['jobs']
+  assert (job['state'], job['runs']) == ('done', 2)  # Of a plan that says nothing of retries.
 
 
 def test_halving_drops_the_worst_on_dev_and_keeps_the_rest_as_they_were(place):
