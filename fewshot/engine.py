@@ -37,6 +37,16 @@ CPU_PASS = 8e10
 LONGEST_STRIDE = 5.0  # Seconds between two moments at which a run can be saved and ended.
 
 
+class Keeper(Protocol):
+  """Keeps the carry of a chunk while it trains, so that another process can go on from there."""
+
+  spent: float  # Seconds of training before `restore`.
+
+  def restore(self, carry: Any) -> tuple[int, Any]: ...
+  def __call__(self, step: int, carry: Any) -> None: ...
+  def close(self) -> None: ...
+
+
 class Options(NamedTuple):
   """How runs are computed, not what.
 
@@ -49,6 +59,7 @@ class Options(NamedTuple):
   devices: 'one', or how several share the work, see `parallel`; 'auto' for seeds where there are
            several of both
   remat:   what a block keeps for its backward pass, a key of `remat.POLICIES`; 'off' for all
+  keep:    (runs, runs that go at once) -> what keeps the next chunk of a `sweep` while it trains
   """
 
   memory: int = 0
@@ -58,6 +69,7 @@ class Options(NamedTuple):
   prefix: str = 'auto'
   devices: str = 'auto'
   remat: str = 'off'
+  keep: Callable[[Sequence[Run], int], Keeper] | None = None
 
 
 class Programs(NamedTuple):
@@ -199,15 +211,6 @@ def _score(setup: train.Setup, params: Any, carry: Any, test: Any, dev: Any) -> 
     out['dev'] = train.score_dev(setup, params, carry, dev)
   out['theta'], out['state'] = setup.fit.finish(carry)
   return out
-
-
-class Keeper(Protocol):
-  """Keeps the carry of a chunk while it trains, so that another process can go on from there."""
-
-  spent: float  # Seconds of training before `restore`.
-
-  def restore(self, carry: Any) -> tuple[int, Any]: ...
-  def __call__(self, step: int, carry: Any) -> None: ...
 
 
 def fit_and_score(

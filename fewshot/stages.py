@@ -6,6 +6,7 @@ outside jit; what trains inside is the ordinary compiled sweep of one run.
 """
 
 import collections
+import contextlib
 import functools
 import hashlib
 import json
@@ -34,6 +35,7 @@ from fewshot.tasks.encode import Encoded
 
 Carried = Mapping[str, Any]  # Trees of arrays in nested dicts, or what was chosen.
 Notes = dict[str, Any]  # What JSON holds.
+Keeping = Callable[[str], contextlib.AbstractContextManager[Any]]  # See `run`.
 ABOUT, TREES = 'stage.json', 'carried.safetensors'
 START = ('base', 'params')
 
@@ -137,7 +139,7 @@ def program(*stages: Stage | Program) -> Program:
 def run(
   program: Program, model: Model, data: Encoded | Mapping[str, Encoded], *, classes: int,
   seed: int = 0, split: int = 0, cache: str | Path | None = None, options: Options | None = None,
-  progress: Callable[[str, float], None] | None = None,
+  progress: Callable[[str, float], None] | None = None, keeping: Keeping | None = None,
 ) -> Outcome:  # fmt: skip
   """Runs the stages of a program on one split.
 
@@ -149,6 +151,7 @@ def run(
     cache: a folder where each finished stage is kept, by the hash of all that it depends on, and
       found again.
     progress: is told which stage begins, 'stage 2 of 5, keep', and which part of all is done.
+    keeping: given the name of a stage in the cache, what keeps its trainings until it is finished.
 
   Raises:
     FewshotError: a stage reads an entry that none before it writes, or data that is not given.
@@ -169,11 +172,14 @@ def run(
     times[stage.name] += 1
     own = seed if not n else paths.stable_hash('stage', seed, n) % 2**31
     found = store.find(stage, carried, own) if store else None
-    written, note = found or stage.run(setting, carried, own)
-    if set(written) != set(stage.writes):
-      raise FewshotError(f'{stage.name} wrote {sorted(written)} and declares {stage.writes}')
-    if store and not found:
-      store.keep(stage, carried, own, written, note)
+    states = keeping(store.name(stage, carried, own)) if store and keeping else None
+    with states or contextlib.nullcontext() as keep:
+      how = setting.options._replace(keep=keep)
+      written, note = found or stage.run(setting._replace(options=how), carried, own)
+      if set(written) != set(stage.writes):
+        raise FewshotError(f'{stage.name} wrote {sorted(written)} and declares {stage.writes}')
+      if store and not found:
+        store.keep(stage, carried, own, written, note)
     carried |= written
     notes.append({'stage': stage.name, 'cached': found is not None, **note})
   tested = [stage.tested for stage in program.stages if stage.tested]
@@ -214,7 +220,7 @@ class _Store:
 
   def find(self, stage: Stage, carried: Carried, seed: int) -> tuple[dict[str, Any], Notes] | None:
     """What the stage wrote, if it was finished before on the same inputs."""
-    folder = self._folder(stage, carried, seed)
+    folder = self.folder / self.name(stage, carried, seed)
     if not folder.is_dir():
       return None
     about = read_json(folder / ABOUT)
@@ -249,11 +255,13 @@ class _Store:
       (tmp / ABOUT).write_text(json.dumps(about, indent=1) + '\n')
 
     own = {ABOUT, TREES, *chosen}
-    checkpoint.publish(self._folder(stage, carried, seed), fill, own, 'finished stage')
+    folder = self.folder / self.name(stage, carried, seed)
+    checkpoint.publish(folder, fill, own, 'finished stage')
 
-  def _folder(self, stage: Stage, carried: Carried, seed: int) -> Path:
+  def name(self, stage: Stage, carried: Carried, seed: int) -> str:
+    """16 hex digits of all that the stage depends on."""
     text = json.dumps(self._inputs(stage, carried, seed), sort_keys=True)
-    return self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
   def _inputs(self, stage: Stage, carried: Carried, seed: int) -> Notes:
     """All that the result depends on."""

@@ -67,20 +67,27 @@ def sweep(
   if not todo:
     raise FewshotError('there is nothing to run: the splits, the seeds or a grid are empty')
   shared = setup(model, data, method, fit, classes, objective)
-  tick = progress or (lambda phase, done: None)
+  tick, how = progress or (lambda phase, done: None), options or Options()
   tick('compile', 0.0)
   with phase('compile'):
-    programs = engine.compile_programs(shared, model.params, data, todo, options or Options())
+    programs = engine.compile_programs(shared, model.params, data, todo, how)
   tick('compile', 1.0)
+  keep = None if programs.placement.name == 'hosts' else how.keep
   for start in range(0, len(todo), programs.chunk):
-    yield from computed(programs, todo[start : start + programs.chunk], tick)
+    chunk = todo[start : start + programs.chunk]
+    yield from computed(programs, chunk, tick, keep(chunk, programs.chunk) if keep else None)
 
 
 def computed(
   programs: engine.Programs, chunk: list[Run], tick: Progress, keeper: engine.Keeper | None = None
 ) -> Iterator[Result]:
-  """The results of at most `programs.chunk` runs, which go at once."""
-  yield from _results(programs, chunk, *engine.fit_and_score(programs, chunk, tick, keeper))
+  """The results of at most `programs.chunk` runs, which go at once; the keeper is closed."""
+  try:
+    found = engine.fit_and_score(programs, chunk, tick, keeper)
+  finally:
+    if keeper:
+      keeper.close()
+  yield from _results(programs, chunk, *found)
 
 
 def setup(

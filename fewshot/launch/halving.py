@@ -97,6 +97,9 @@ class _At:
     if stopping.asked():
       raise stopping.Stopped
 
+  def close(self) -> None:
+    """Nothing is open."""
+
 
 def _best(
   alive: Sequence[int], cells: Sequence[Any], devs: Mapping[int, Mapping[str, float]], eta: int

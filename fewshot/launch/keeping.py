@@ -5,14 +5,15 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fewshot import stopping
+from fewshot import records, stopping
 from fewshot.errors import cause
+from fewshot.runs import Run
 from fewshot.states import States
 
 
@@ -51,7 +52,7 @@ class Keeper:
       self._last = self._clock()
 
   def close(self) -> None:
-    """Waits for what is being written."""
+    """Waits for what is being written, also a second time."""
     if self._states:
       with contextlib.suppress(Exception):  # Reported when it was saved; the results are there.
         self._states.close()
@@ -72,6 +73,24 @@ class Keeper:
       self._folder.mkdir(parents=True, exist_ok=True)
       self._states = States(self._folder, self._about)
     return self._states
+
+
+@contextlib.contextmanager
+def kept(folder: Path, every: float) -> Iterator[Callable[[Sequence[Run], int], Keeper]]:
+  """What keeps each chunk of the sweeps that are made within, in turn; all is dropped at the end.
+
+  Whoever computes the same again makes the same sweeps in the same order.  A chunk is named by a
+  hash of itself and all before it, so that after a change of sizes it finds no other's state.
+  """
+  last = ''
+
+  def keep(chunk: Sequence[Run], at_once: int) -> Keeper:
+    nonlocal last
+    last = records.run_id({'after': last, 'runs': chunk, 'at_once': at_once})
+    return Keeper(folder / last, {'chunk': last}, every)
+
+  yield keep
+  shutil.rmtree(folder, ignore_errors=True)
 
 
 def _dev_score(carry: Any) -> float | None:

@@ -13,7 +13,7 @@ from fewshot.launch.claims import Claims
 from fewshot.launch.worker import CLAIMS, Job
 from fewshot.sound import malformed
 
-NAME, JOBS = 'plan.json', 'jobs'
+NAME, JOBS, STAGES = 'plan.json', 'jobs', 'stages'
 
 
 def write(folder: Path, jobs: Sequence[Job]) -> None:
@@ -28,9 +28,10 @@ def write(folder: Path, jobs: Sequence[Job]) -> None:
 
 
 def forget(folder: Path) -> None:
-  """Drops the plan and the states of earlier commands."""
+  """Drops what earlier commands planned and would be found again: states and finished stages."""
   (folder / NAME).unlink(missing_ok=True)
-  shutil.rmtree(folder / JOBS, ignore_errors=True)
+  for name in (JOBS, STAGES):
+    shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

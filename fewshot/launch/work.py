@@ -26,8 +26,8 @@ from fewshot.errors import FewshotError, cause
 from fewshot.launch import halving
 from fewshot.launch.attempts import due, first_id, retry_id, retry_of
 from fewshot.launch.groups import Group, Planned, retried
-from fewshot.launch.keeping import Keeper
-from fewshot.launch.plans import JOBS
+from fewshot.launch.keeping import Keeper, kept
+from fewshot.launch.plans import JOBS, STAGES
 from fewshot.limits import options
 from fewshot.prepared import Prepared, data_of
 from fewshot.runs import Run
@@ -83,16 +83,22 @@ def remaining(group: Group, done: Mapping[str, Record]) -> list[str]:
 def _staged(
   group: Group, out: Path, writes: bool, progress: Progress, done: Mapping[str, Record]
 ) -> Iterator[Record]:
-  """The records of a program, run by run; a finished stage is kept and found again."""
+  """The records of a program, run by run; a finished stage is kept and found again.
+
+  Of a stage that is not finished the trainings go on from their last states.
+  """
   (p,) = group.rows
   assert p.program is not None
+  states = out / JOBS / group.id
+  keeping = lambda stage: kept(states / stage, p.config.save_every)  # noqa: E731
   for id in remaining(group, done):
     if stopping.asked():
       raise stopping.Stopped
     run, start = group.runs[id].own, time.monotonic()
     outcome = programs.run(
       p.program, p.model, data_of(p, run.split), classes=len(p.task.classes), seed=run.seed,
-      cache=out / 'stages', options=options(p.config), progress=progress,
+      cache=out / STAGES, options=options(p.config), progress=progress,
+      keeping=keeping if writes else None,
     )  # fmt: skip
     timings = {'seconds': time.monotonic() - start}
     result = Result(run, outcome.logits(), None, None, p.method, {}, {}, timings, {})
@@ -101,6 +107,15 @@ def _staged(
     if writes:
       outputs.save(out, p, record, result)
     yield record
+  if writes:
+    _forget(states)
+
+
+def _forget(folder: Path) -> None:
+  """Drops what only an unfinished group needs."""
+  shutil.rmtree(folder, ignore_errors=True)
+  with contextlib.suppress(OSError):  # Others' may be in it.
+    folder.parent.rmdir()
 
 
 def _swept(
@@ -267,10 +282,8 @@ class _Device:
     return halving.halve(self._compiled(), runs, cells, eta, self._tick)
 
   def forget(self) -> None:
-    """Drops what only an unfinished group needs."""
-    shutil.rmtree(self._folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # Others' may be in it.
-      self._folder.parent.rmdir()
+    """Drops what is kept of chunks."""
+    _forget(self._folder)
 
   def _results(self, runs: list[Any], name: str) -> list[Result]:
     compiled = self._compiled()
@@ -279,10 +292,7 @@ class _Device:
       about = {'group': self._group.id, 'chunk': name, 'runs': compiled.chunk}
       every = self._group.rows[0].config.save_every
       keeper = Keeper(self._folder / name, about, every)
-    results = list(sweeps.computed(compiled, runs, self._tick, keeper))
-    if keeper:
-      keeper.close()
-    return results
+    return list(sweeps.computed(compiled, runs, self._tick, keeper))
 
   def _compiled(self) -> Programs:
     if self._programs is None:

@@ -10,9 +10,10 @@ from fewshot import cli, engine, records, stopping
 from fewshot import config as configs
 from fewshot.errors import FewshotError
 from fewshot.launch import attempts, groups, halving, plans, work
-from fewshot.launch.keeping import Keeper
+from fewshot.launch.keeping import Keeper, kept
 from fewshot.launch.worker import Job
 from fewshot.prepared import prepare
+from fewshot.runs import Run
 from fewshot.states import States
 from tests.robustness import workplace
 
@@ -354,20 +355,65 @@ def test_halving_keeps_the_highest_score_then_the_lowest_loss():
   assert halving._best([0, 1, 2, 3, 4], 'aaaab', named, eta=2) == {0, 1, 4}
 
 
-def test_a_staged_run_that_is_asked_to_end_goes_on_with_the_same_records(place, monkeypatch):
-  program = 'lt_sft(budget=0.1, fit=sgd(steps=2, lr=0.01))'
-  run = [*RUN, f'--config.program={program}']
+def test_a_staged_run_that_is_asked_to_end_goes_on_in_the_middle_of_a_stage(place, monkeypatch):
+  program = 'lt_sft(budget=0.1, fit=sgd(steps=20, lr=0.01))'
+  run = [*RUN, f'--config.program={program}', '--config.splits=(0,)']
   assert cli.main([*run, '--out', 'runs/whole']) == 0
-  with monkeypatch.context() as patched:
-    stopped_after(patched, 3)
-    assert cli.main(run) == stopping.UNFINISHED
-  assert len(workplace.records(place)) < 2
+  saved, gone_on, restored = [], [], Keeper.restore
+
+  def watched(*args):
+    step, carry = restored(*args)
+    gone_on.append(step)
+    return step, carry
+
+  monkeypatch.setattr(Keeper, 'restore', watched)
+  for n in (5, 12):  # In the first training, then in the last.
+    with monkeypatch.context() as patched:
+      stopped_after(patched, n)
+      assert cli.main(run) == stopping.UNFINISHED
+    (state,) = (place / 'runs/tiny/jobs').glob('*/*/*/[0-9]*')
+    saved.append((len(list((place / 'runs/tiny/stages').glob('*'))), int(state.name)))
+  assert not workplace.records(place)
   assert cli.main(run) == 0
+  assert saved[0][0] == 0 < saved[1][0] and all(0 < step < 20 for _, step in saved)
+  assert gone_on == [0, saved[0][1], 0, saved[1][1]]
   found, whole = (
     [{**r, 'stages': [{**s, 'cached': None} for s in r['stages']]} for r in plain(place, name)]
     for name in ('tiny', 'whole')
   )
-  assert found == whole and len(found) == 2
+  assert found == whole and len(found) == 1
+  assert not (place / 'runs/tiny/jobs').exists()
+
+
+def test_fresh_computes_finished_stages_anew(place):
+  run = [*RUN, '--config.program=train(linear(), sgd(steps=2, lr=0.01))', '--config.splits=(0,)']
+
+  def found():
+    return [s['cached'] for r in records.read(place / 'runs/tiny') for s in r['stages']]
+
+  assert cli.main(run) == 0
+  (place / 'runs/tiny/records.jsonl').unlink()
+  assert cli.main(run) == 0
+  assert found() == [True]  # As after a kill between the stage and the record.
+  assert cli.main([*run, '--fresh']) == 0
+  assert found() == [False] and (place / 'runs/tiny/records.1.jsonl').exists()
+
+
+def test_the_trainings_of_a_stage_find_their_own_states_alone(tmp_path):
+  """A chunk of another size, or after one of another size, is another one."""
+  runs = [Run(0, seed, {}) for seed in range(4)]
+
+  def names(*sizes):
+    with kept(tmp_path / 'stage', 0.0) as keep:
+      return [keep(runs[:n], n)._folder.name for n in sizes]
+
+  assert names(2, 2)[0] == names(2, 3)[0] and len({*names(2, 2, 2), *names(3, 2)}) == 5
+  with kept(tmp_path / 'stage', 0.0) as keep:
+    keeper = keep(runs, 4)
+    keeper(1, {'x': jax.numpy.ones(2)})
+    keeper.close()
+    assert list((tmp_path / 'stage').glob('*/1'))
+  assert not (tmp_path / 'stage').exists()
 
 
 def test_a_cell_of_a_grid_that_lies_across_chunks_is_decided_as_a_whole(place):
