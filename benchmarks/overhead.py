@@ -4,7 +4,11 @@ A config of a random encoder on made texts: 5 groups of 20 runs, side by side, w
 claims, progress and the final table.  `overhead` is `rest_s` / (wall - compile), where the rest is
 the wall time without compiling and the chunks' own times: imports, loading, planning, records, the
 table.  Compiling is apart, for it is paid once and then cached.  Most of the rest does not grow
-with the runs, so it is a share of how long they are: by default some 2 s, which is short.
+with the runs, so it is a share of how long they are: by default some 2 s, which is short.  Where
+Python may not keep bytecode (PYTHONDONTWRITEBYTECODE), every import compiles anew, and that counts.
+
+`writers` is the share of the wall time that the training thread spends in calls of the log's
+`MetricWriter`, the last one, which closes it, included; of it the config has `log.jsonl` alone.
 
     fewshot bench overhead --repeats 1
 """
@@ -24,6 +28,7 @@ from typing import Any
 
 from fewshot.bench import Case
 
+CALLS = ('event', 'scalars', 'record', 'table', 'flush', 'close')  # Of a MetricWriter.
 ROWS = ('linear()', 'bitfit()', 'lora(rank=2)', 'lora(rank=4)', 'ia3()')
 CONFIG = """
 from fewshot.config import default
@@ -44,8 +49,12 @@ def sweep():
 
 
 def cases() -> list[Case]:
-  """One, against nothing: the bar is a share of the wall time."""
-  return [Case('100 runs, beyond the runs', [str(Path(__file__))], [], 'overhead', 'of the time')]
+  """Two figures of one command, against nothing: the bars, 5 and 1 %, are shares of the time."""
+  command = [str(Path(__file__))]
+  return [
+    Case('100 runs, beyond the runs', command, [], 'overhead', 'of the time'),
+    Case('100 runs, in the metric writers', command, [], 'writers', 'of the wall time'),
+  ]
 
 
 def main() -> None:
@@ -69,13 +78,16 @@ def main() -> None:
 def measured(profile: cProfile.Profile | None) -> dict[str, float]:
   """Runs the config, and adds up what its records say; parts of the rest beside it."""
   begun = time.perf_counter()
-  from fewshot import cli, engine, experiment, prepared, records, tables
+  from fewshot import cli, engine, experiment, prepared, records, tables, writers
   from fewshot.launch import groups, work  # noqa: F401
 
   parts = {'import_s': time.perf_counter() - begun}
   named = ((prepared, 'prepare'), (experiment, 'identity'), (records, 'append'))
   for module, name in (*named, (tables, 'write'), (engine, 'compile_programs')):
     _time(module, name, parts)
+  calls: dict[str, float] = {}
+  for name in CALLS:
+    _time(writers.Log, name, calls)
   command = ['run', 'config.py']
   run = (lambda: profile.runcall(cli.main, command)) if profile else (lambda: cli.main(command))
   status = _quietly(run)
@@ -88,11 +100,13 @@ def measured(profile: cProfile.Profile | None) -> dict[str, float]:
   rest = wall - compiling - runs
   return {
     'overhead': rest / (wall - compiling),
+    'writers': sum(calls.values()) / wall,
     'runs': len(timings),
     'wall_s': wall,
     'compile_s': compiling,
     'runs_s': runs,
     'rest_s': rest,
+    'writers_s': sum(calls.values()),
     **parts,
   }
 

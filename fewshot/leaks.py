@@ -61,4 +61,5 @@ def _strings(value: Any, field: str) -> Iterator[tuple[str, str]]:
       yield from _strings(inner, f'{field}.{name}' if field else str(name))
   elif isinstance(value, list | tuple):
     for index, inner in enumerate(value):
-      yield from _strings(inner, f'{field}[{index}]')
+      if not isinstance(inner, int | float):  # Curves are long, and hold no text.
+        yield from _strings(inner, f'{field}[{index}]')

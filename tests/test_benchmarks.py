@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fewshot import bench, engine, experiment, prepared, records, tables
+from fewshot import bench, engine, experiment, prepared, records, tables, writers
 from fewshot.errors import FewshotError
 
 LLAMA = {
@@ -203,6 +204,16 @@ def test_the_overhead_is_what_the_runs_did_not_take(tmp_path, monkeypatch):
   timed = ((prepared, 'prepare'), (experiment, 'identity'), (records, 'append'))
   for module, name in (*timed, (tables, 'write'), (engine, 'compile_programs')):
     monkeypatch.setattr(module, name, getattr(module, name))  # They are put back.
+  slow, told = writers.Log.event, []
+
+  def event(self, kind, **fields):
+    told.append(kind)
+    time.sleep(0.02)
+    slow(self, kind, **fields)
+
+  for name in overhead.CALLS:
+    monkeypatch.setattr(writers.Log, name, getattr(writers.Log, name))
+  monkeypatch.setattr(writers.Log, 'event', event)
   monkeypatch.chdir(tmp_path)
   overhead.make(tmp_path)
   (tmp_path / 'config.py').write_text(overhead.CONFIG.format(steps=2, rows=('linear()',)))
@@ -211,3 +222,5 @@ def test_the_overhead_is_what_the_runs_did_not_take(tmp_path, monkeypatch):
   sums = found['compile_s'] + found['runs_s'] + found['rest_s']
   assert found['wall_s'] == pytest.approx(sums)
   assert all(0 < found[f'{part}_s'] < found['rest_s'] for part in ('prepare', 'append', 'write'))
+  assert 0.02 * len(told) < found['writers_s'] < found['rest_s'] and len(told) == 20
+  assert found['writers'] == pytest.approx(found['writers_s'] / found['wall_s'])
