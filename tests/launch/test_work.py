@@ -2,11 +2,12 @@
 
 import json
 import shutil
+import threading
 
 import jax
 import pytest
 
-from fewshot import cli, engine, records, stopping
+from fewshot import cli, engine, records, stopping, sweep
 from fewshot import config as configs
 from fewshot.errors import FewshotError
 from fewshot.launch import attempts, groups, halving, plans, work
@@ -455,6 +456,22 @@ def test_a_resumed_run_took_what_all_processes_took(place, monkeypatch):
   again = Keeper(place / 'state', {}, 60.0)
   step, _ = again.restore({'x': jax.numpy.zeros(2)})
   assert (step, again.spent) == (4, 7.0)
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, jax.errors.JaxRuntimeError])
+def test_what_is_being_written_is_waited_for_whatever_ends_a_chunk(monkeypatch, tmp_path, error):
+  """Else the process would end beside threads of orbax that write."""
+  keeper = Keeper(tmp_path / 'state', {}, 0.0)
+
+  def interrupted(programs, chunk, tick, keeper):
+    keeper(4, {'x': jax.numpy.ones(200_000)})
+    raise error
+
+  monkeypatch.setattr(engine, 'fit_and_score', interrupted)
+  with pytest.raises(error):
+    list(sweep.computed(None, [], lambda phase, done: None, keeper))
+  assert [f.name for f in (tmp_path / 'state').iterdir()] == ['4']  # Not a folder being filled.
+  assert not [t for t in threading.enumerate() if 'save' in t.name]
 
 
 def test_another_size_of_chunks_begins_anew(place, monkeypatch):
