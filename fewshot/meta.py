@@ -1,5 +1,6 @@
 """Meta-training and evaluation of learners on episodes."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -103,20 +104,19 @@ def train(
   about |= {'pool': sampler.pool.name, 'model': model.name}
   about |= {'lr': float(lr)} if isinstance(lr, int | float) and optimizer is None else {}
   saved = States(folder, {'learner': spell(learner), **about}) if folder else None
-  if found := saved.restore(carry) if saved else None:
-    carry = jax.tree.map(jnp.asarray, found[1])  # It is donated.
-  advance = _program(setup, model, sampler, tx, meta_batch, devices, seed)
-  for t in range(int(carry['step']), steps):
-    carry = advance(carry, t)
-    late = _is_late(end, carry) or stopping.asked()
-    if progress and (t + 1) % max(1, steps // 100) == 0:
-      progress(t + 1, float(carry['curve'][t, 0]))
-    if saved and (late or t + 1 == steps or (save_every and (t + 1) % save_every == 0)):
-      saved.save(t + 1, carry)
-    if late:
-      break
-  if saved:
-    saved.close()
+  with contextlib.closing(saved) if saved else contextlib.nullcontext():  # On Ctrl-C too.
+    if found := saved.restore(carry) if saved else None:
+      carry = jax.tree.map(jnp.asarray, found[1])  # It is donated.
+    advance = _program(setup, model, sampler, tx, meta_batch, devices, seed)
+    for t in range(int(carry['step']), steps):
+      carry = advance(carry, t)
+      late = _is_late(end, carry) or stopping.asked()
+      if progress and (t + 1) % max(1, steps // 100) == 0:
+        progress(t + 1, float(carry['curve'][t, 0]))
+      if saved and (late or t + 1 == steps or (save_every and (t + 1) % save_every == 0)):
+        saved.save(t + 1, carry)
+      if late:
+        break
   return Trained(carry['outer'], np.asarray(carry['curve']), int(carry['step']))
 
 

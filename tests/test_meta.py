@@ -44,6 +44,18 @@ def test_a_resumed_training_is_the_uninterrupted_one(text: str, tmp_path: Path) 
   same(done.outer, whole.outer)
 
 
+def test_what_a_training_writes_is_whole_when_ctrl_c_ends_it(tmp_path: Path) -> None:
+  def interrupted(step: int, loss: float) -> None:
+    if step == 2:
+      raise KeyboardInterrupt
+
+  model, episodes = toys.model(), toys.episodes()
+  go = {'steps': 3, 'folder': tmp_path, 'save_every': 1, 'progress': interrupted}
+  with pytest.raises(KeyboardInterrupt):
+    meta.train(learners.protonet(), model, episodes, **go)
+  assert [f.name for f in tmp_path.iterdir()] == ['1']  # Not a folder being filled.
+
+
 def test_another_training_in_the_folder_is_refused(tmp_path: Path) -> None:
   model, episodes = toys.model(), toys.episodes()
   meta.train(learners.protonet(), model, episodes, steps=1, folder=tmp_path)
