@@ -28,19 +28,21 @@ REQUIRED = [
 ]
 
 
-def append(path: str | Path, record: Mapping[str, Any], once: bool = False) -> bool:
-  """Appends one record as one line, wholly or not at all; whether it was.
+def append(
+  path: str | Path, *new: Mapping[str, Any], once: bool = False
+) -> list[Mapping[str, Any]]:
+  """Appends records, each as one line, all of them or none; those that were.
 
-  The line goes out in a single write and is synced to disk before this returns. If that fails,
+  The lines go out in a single write and are synced to disk before this returns. If that fails,
   the file is cut back to what it held. A tail without a newline, left by a killed process, is
   first moved to `records.torn` beside the file. Non-finite numbers are written as null, for JSON
   has none; arrays are written as lists.
 
   Args:
     path: the run's folder, or the file itself.
-    record: the fields; `REQUIRED` names those that must be there.
-    once: leaves the file as it is where the last record of the same id has a result (`has_result`),
-      which another process may have written a moment ago.
+    new: the fields of each; `REQUIRED` names those that must be there.
+    once: leaves out a record where the last one of the same id has a result (`has_result`), which
+      another process may have written a moment ago.
 
   Raises:
     FewshotError: a field is missing, the record holds a path or a secret of this machine (see
@@ -49,23 +51,20 @@ def append(path: str | Path, record: Mapping[str, Any], once: bool = False) -> b
   >>> import tempfile
   >>> record = dict.fromkeys(REQUIRED, 0)
   >>> with tempfile.TemporaryDirectory() as run:
-  ...   append(run, record), read(run) == [record]
-  (True, True)
+  ...   append(run, record) == read(run) == [record]
+  True
   """
   file = _file(path)
-  plain = _plain(record)
-  if problem := _problem(plain):
-    raise FewshotError(f'cannot append to {file}: {problem}; pass a record with every field')
-  check(plain)
-  line = json.dumps(plain, allow_nan=False).encode() + b'\n'
+  lines = [_line(file, record) for record in new]
   try:
     fd = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
       _lock(fd)
-      if once and _has_line(file, plain['id']):
-        return False
-      _append_line(fd, file, line)
-      return True
+      data = file.read_bytes() if once else b''
+      left = [i for i, one in enumerate(new) if not (once and _is_there(data, one['id']))]
+      if left:
+        _append_lines(fd, file, b''.join(lines[i] for i in left))
+      return [new[i] for i in left]
     finally:
       os.close(fd)
   except OSError as error:
@@ -75,15 +74,23 @@ def append(path: str | Path, record: Mapping[str, Any], once: bool = False) -> b
     ) from error
 
 
+def _line(file: Path, record: Mapping[str, Any]) -> bytes:
+  plain = _plain(record)
+  if problem := _problem(plain):
+    raise FewshotError(f'cannot append to {file}: {problem}; pass a record with every field')
+  check(plain)
+  return json.dumps(plain, allow_nan=False).encode() + b'\n'
+
+
 def _lock(fd: int) -> None:
   if fcntl is not None:
     with contextlib.suppress(OSError):  # Some network file systems refuse locks.
       fcntl.flock(fd, fcntl.LOCK_EX)
 
 
-def _has_line(file: Path, id: str) -> bool:
+def _is_there(data: bytes, id: str) -> bool:
   """Whether the last record of that id has a result; only lines that hold the id are parsed."""
-  mark, data = json.dumps(id).encode(), file.read_bytes()
+  mark = json.dumps(id).encode()
   if mark not in data:  # As nearly always: nothing is taken apart.
     return False
   found = [_parse(x) for x in data.split(b'\n') if mark in x]
@@ -100,14 +107,14 @@ def has_result(record: Mapping[str, Any] | None) -> bool:
   return record is not None and (record['status'] != 'failed' or bool(record['timings']))
 
 
-def _append_line(fd: int, file: Path, line: bytes) -> None:
+def _append_lines(fd: int, file: Path, lines: bytes) -> None:
   size = _set_torn_aside(fd, file)
   try:
-    written = os.write(fd, line)
-    if written != len(line):
-      raise OSError(f'only {written} of {len(line)} bytes written, the disk is full')
+    written = os.write(fd, lines)
+    if written != len(lines):
+      raise OSError(f'only {written} of {len(lines)} bytes written, the disk is full')
     os.fsync(fd)
-  except OSError:  # Not on Ctrl-C: the line is whole by then, or not there.
+  except OSError:  # Not on Ctrl-C: the lines are whole by then, or not there.
     with contextlib.suppress(OSError):
       os.ftruncate(fd, size)
     raise

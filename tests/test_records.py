@@ -126,6 +126,20 @@ def test_a_full_disk_leaves_the_earlier_records(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs the always-full device of Linux')
+def test_records_of_a_chunk_go_out_together_or_not_at_all(tmp_path, monkeypatch):
+  runs = [make(id=id, timings={'seconds': 1.0}) for id in 'abcd']
+  assert records.append(tmp_path, runs[1]) == runs[1:2]
+  write, writes = os.write, []
+  monkeypatch.setattr(os, 'write', lambda fd, data: writes.append(data) or write(fd, data))
+  assert records.append(tmp_path, *runs[:3], once=True) == [runs[0], runs[2]]
+  assert len(writes) == 1 and [r['id'] for r in records.read(tmp_path)] == ['b', 'a', 'c']
+  before = (tmp_path / records.NAME).read_bytes()
+  with pytest.raises(FewshotError, match='missing status'):
+    records.append(tmp_path, runs[3], {k: v for k, v in runs[3].items() if k != 'status'})
+  assert records.append(tmp_path, *runs[:3], once=True) == []
+  assert (tmp_path / records.NAME).read_bytes() == before
+
+
 def test_a_really_full_device_raises_one_line(tmp_path):
   (tmp_path / records.NAME).symlink_to('/dev/full')
   with pytest.raises(FewshotError, match='No space left') as caught:

@@ -35,12 +35,13 @@ from fewshot.sweep import Result
 from fewshot.writers import Log
 
 Record = dict[str, Any]
+Batch = list[tuple[Record, Result]]  # What is recorded together.
 
 
 def execute(
   group: Group, out: Path, log: Log | None, progress: Progress, done: Mapping[str, Record]
 ) -> Iterator[Record]:
-  """Computes the runs of a group that `done` lacks, and records each.
+  """Computes the runs of a group that `done` lacks, and records those of a chunk together.
 
   `log` is None in a process that leaves the records to another.  An unexpected failure becomes a
   record of each run that it cost.
@@ -51,27 +52,29 @@ def execute(
   """
   written: set[str] = set()
   steps = _staged if group.rows[0].program else _swept
-  for record in _or_failed(
-    steps(group, out, log is not None, progress, done), group, done, written
-  ):
-    if log and records.append(out, record, once=True):
-      log.record(record)
-    written.add(record['id'])
-    yield record
+  found = steps(group, out, log is not None, progress, done)
+  for batch in filter(None, _or_failed(found, group, done, written)):
+    if log:
+      for record in records.append(out, *batch, once=True):
+        log.record(record)
+    written |= {record['id'] for record in batch}
+    yield from batch
 
 
 def _or_failed(
-  steps: Iterator[Record], group: Group, done: Mapping[str, Record], written: set[str]
-) -> Iterator[Record]:
+  steps: Iterator[list[Record]], group: Group, done: Mapping[str, Record], written: set[str]
+) -> Iterator[list[Record]]:
   """The records of `steps`; what else than a stop ends it is one of each run that is lacking."""
   try:
     yield from steps
   except (FewshotError, stopping.Stopped):
     raise
   except Exception as e:
-    for id, planned in group.runs.items():
-      if id not in written and not records.has_result(done.get(id)):
-        yield experiment.failed(planned.row, planned.own, cause(e))
+    yield [
+      experiment.failed(planned.row, planned.own, cause(e))
+      for id, planned in group.runs.items()
+      if id not in written and not records.has_result(done.get(id))
+    ]
 
 
 def remaining(group: Group, done: Mapping[str, Record]) -> list[str]:
@@ -82,7 +85,7 @@ def remaining(group: Group, done: Mapping[str, Record]) -> list[str]:
 
 def _staged(
   group: Group, out: Path, writes: bool, progress: Progress, done: Mapping[str, Record]
-) -> Iterator[Record]:
+) -> Iterator[list[Record]]:
   """The records of a program, run by run; a finished stage is kept and found again.
 
   Of a stage that is not finished the trainings go on from their last states.
@@ -106,7 +109,7 @@ def _staged(
     record = experiment.record(p, result, [result])
     if writes:
       outputs.save(out, p, record, result)
-    yield record
+    yield [record]
   if writes:
     _forget(states)
 
@@ -120,18 +123,20 @@ def _forget(folder: Path) -> None:
 
 def _swept(
   group: Group, out: Path, writes: bool, progress: Progress, done: Mapping[str, Record]
-) -> Iterator[Record]:
+) -> Iterator[list[Record]]:
   """The records of a vmapped axis; dead runs once more from other keys, where the config asks."""
   device = _Device(group, out / JOBS / group.id, progress)
   retries = group.rows[0].config.retries
+  kept_apart = group.rows[0].config.checkpoints  # Each takes its time, and a kill may come.
   todo, known = dict(group.runs), dict(done)
   computed = _halved if group.rows[0].config.halving else _recorded
   for attempt in range(retries + 1):
-    for record, result in computed(device, todo, attempt, known):
-      known[record['id']] = record
-      if writes:
-        _keep(out, todo[record['id']].row, record, result)
-      yield record
+    for batch in computed(device, todo, attempt, known):
+      known |= {record['id']: record for record, _ in batch}
+      for part in [[one] for one in batch] if kept_apart else [batch]:
+        for record, result in part if writes else ():
+          _keep(out, todo[record['id']].row, record, result)
+        yield [record for record, _ in part]
     dead = {id: known[id] for id in todo if known[id]['status'] != 'ok'}
     if not dead:
       break
@@ -155,12 +160,12 @@ def _keep(out: Path, p: Prepared, record: Record, result: Result) -> None:
 
 def _recorded(
   device: '_Device', todo: Mapping[str, Planned], attempt: int, done: Mapping[str, Record]
-) -> Iterator[tuple[Record, Result]]:
-  """What is recorded of an attempt, in the order of the axis; of a grid a cell when it is whole."""
+) -> Iterator[Batch]:
+  """What is recorded of an attempt, chunk by chunk; of a grid a cell when it is whole."""
   if all(records.has_result(done.get(id)) for id in todo):
     return
   ids, cell, whole = list(todo), list[tuple[str, Result, list[Result]]](), _whole(todo, done)
-  start = 0
+  start, grid = 0, _has_grid(todo)
   while start < len(ids):
     chunk = ids[start : start + device.chunk(len(ids))]
     if all(id in whole for id in chunk):
@@ -168,20 +173,20 @@ def _recorded(
       continue
     results = device.compute([todo[id] for id in chunk], f'{attempt}-{start}')
     for id, result in zip(chunk, results, strict=False):  # Fewer where memory was short.
-      if cell and _cell(todo[cell[0][0]]) != _cell(todo[id]):
-        yield from _decided(cell, todo, attempt, done)
+      if grid and cell and _cell(todo[cell[0][0]]) != _cell(todo[id]):
+        yield _decided(cell, todo, attempt, done)
         cell = []
       cell.append((id, result, _peers(id, chunk, results, todo)))
     start += len(results)
-    if not _has_grid(todo):
-      yield from _decided(cell, todo, attempt, done)
+    if not grid:
+      yield _decided(cell, todo, attempt, done)
       cell = []
-  yield from _decided(cell, todo, attempt, done)
+  yield _decided(cell, todo, attempt, done)
 
 
 def _halved(
   device: '_Device', todo: Mapping[str, Planned], attempt: int, done: Mapping[str, Record]
-) -> Iterator[tuple[Record, Result]]:
+) -> Iterator[Batch]:
   """What is recorded of a grid whose worst points stop early; begun anew after a break."""
   if all(records.has_result(done.get(id)) for id in todo):
     return
@@ -192,14 +197,17 @@ def _halved(
     ids = [i for i, c in enumerate(cells) if c == cell]
     last = [i for i in ids if i in results]
     best = last[experiment.best([results[i] for i in last])]
+    batch: Batch = []
     for i in ids:
       p, own = planned[i].row, planned[i].own
       if i in stopped:
         result = results[best]._replace(run=own)
-        yield experiment.stopped(p, own, *stopped[i]), result
+        batch.append((experiment.stopped(p, own, *stopped[i]), result))
       else:
         result = results[i]._replace(run=own)
-        yield experiment.record(p, result, [results[j] for j in last], chosen=i == best), result
+        peers = [results[j] for j in last]
+        batch.append((experiment.record(p, result, peers, chosen=i == best), result))
+    yield batch
 
 
 def _whole(todo: Mapping[str, Planned], done: Mapping[str, Record]) -> set[str]:
@@ -222,9 +230,10 @@ def _peers(
 def _decided(
   cell: Sequence[tuple[str, Result, list[Result]]],
   todo: Mapping[str, Planned], attempt: int, done: Mapping[str, Record],
-) -> Iterator[tuple[Record, Result]]:  # fmt: skip
-  """The records of a cell that were not there; of a grid, the best on dev is marked."""
-  best = experiment.best([result for _, result, _ in cell]) if _has_grid(todo) else None
+) -> Batch:  # fmt: skip
+  """The records of a cell or a chunk that were not there; of a grid, the best is marked."""
+  best = experiment.best([result for _, result, _ in cell]) if cell and _has_grid(todo) else None
+  batch: Batch = []
   for i, (id, result, peers) in enumerate(cell):
     if records.has_result(done.get(id)):
       continue
@@ -234,7 +243,8 @@ def _decided(
     if attempt:
       retries = planned.row.config.retries
       record |= retry_of(record['id'], attempt, planned.run.seed, retries)
-    yield record, own
+    batch.append((record, own))
+  return batch
 
 
 def _cell(planned: Planned) -> tuple[int, int]:

@@ -18,8 +18,8 @@ from tests.robustness.tries import tries
 ROOT = Path(__file__).parents[2]
 SPLITS = '--config.splits=(0,1,2)'
 RUN = ('run', 'config.py', SPLITS)
-# The config slows down its own process: a record every half a second, so that a signal after the
-# first of them arrives in the middle.
+# The config slows down its own process: half a second after the records of each chunk, so that a
+# signal after the first of them arrives in the middle.
 SLOW = """
 import os, time
 from fewshot import records

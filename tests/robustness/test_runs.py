@@ -160,7 +160,7 @@ def test_a_failure_while_compiling_becomes_failed_records(place, monkeypatch, ca
   assert [(r['runs'], r['failed']) for r in rows] == [(2, 0), (2, 0)]
 
 
-@pytest.mark.parametrize('n', [1, 3])
+@pytest.mark.parametrize('n', [1, 2])
 def test_a_disk_that_fills_up_keeps_what_was_recorded(place, monkeypatch, capsys, n):
   write, seen = os.write, []
 
@@ -179,7 +179,7 @@ def test_a_disk_that_fills_up_keeps_what_was_recorded(place, monkeypatch, capsys
   assert 'cannot append to runs/tiny/records.jsonl: No space left on device' in lines[-1]
   assert sum(line.startswith('fewshot: ') for line in lines) == 1
   kept = workplace.records(place)
-  assert len(kept) == n - 1 and all(r['status'] == 'ok' for r in kept)
+  assert len(kept) == 2 * (n - 1) and all(r['status'] == 'ok' for r in kept)  # Chunks of two.
   assert cli.main(RUN) == 0
   assert len({r['id'] for r in workplace.records(place)}) == len(workplace.records(place)) == FOUR
 
