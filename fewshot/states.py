@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fewshot import stopping
 from fewshot.errors import FewshotError
 
 
@@ -55,7 +56,8 @@ class States:
     both = self._args.Composite(
       carry=self._args.StandardSave(leaves), about=self._args.JsonSave(about)
     )
-    self._manager.save(step, args=both, metrics=None if score is None else {'score': score})
+    with stopping.uninterrupted():  # Else its threads would find each other gone.
+      self._manager.save(step, args=both, metrics=None if score is None else {'score': score})
 
   def restore(self, like: Any) -> tuple[int, Any] | None:
     """The last whole state with its step, as numpy arrays in the tree of `like`; None without one.
@@ -104,7 +106,8 @@ class States:
 
   def close(self) -> None:
     """Waits for what is still being written."""
-    self._manager.close()
+    with stopping.uninterrupted():
+      self._manager.close()
 
 
 def _is_key(x: Any) -> bool:

@@ -39,6 +39,37 @@ def on_signal() -> Iterator[None]:
     _asked.clear()
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+  """Within it Ctrl-C waits until the end; a second one does not.
+
+  For what must not be left half done, such as a state that threads are about to write.
+
+  >>> with contextlib.suppress(KeyboardInterrupt), uninterrupted():
+  ...   signal.raise_signal(signal.SIGINT)
+  ...   print('goes on')
+  goes on
+  """
+  raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  if not raises or threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  came: list[int] = []
+
+  def wait(number: int, frame: Any) -> None:
+    came.append(number)
+    if len(came) > 1:
+      raise KeyboardInterrupt
+
+  signal.signal(signal.SIGINT, wait)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if len(came) == 1:
+      signal.raise_signal(signal.SIGINT)
+
+
 def ask() -> None:
   """What SIGTERM does within `on_signal`, for other signals; kept for one that begins later."""
   _asked.set()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import threading
 
 import jax
@@ -472,6 +473,30 @@ def test_what_is_being_written_is_waited_for_whatever_ends_a_chunk(monkeypatch, 
     list(sweep.computed(None, [], lambda phase, done: None, keeper))
   assert [f.name for f in (tmp_path / 'state').iterdir()] == ['4']  # Not a folder being filled.
   assert not [t for t in threading.enumerate() if 'save' in t.name]
+
+
+@pytest.mark.filterwarnings('error')
+def test_ctrl_c_waits_until_a_state_is_handed_over_and_until_it_is_written(tmp_path, monkeypatch):
+  states = States(tmp_path, {})
+  done = []
+
+  def interrupted(name):
+    whole = getattr(states._manager, name)
+
+    def call(*args, **kwargs):
+      signal.raise_signal(signal.SIGINT)
+      whole(*args, **kwargs)
+      done.append(name)
+
+    monkeypatch.setattr(states._manager, name, call)
+
+  for name in ('save', 'close'):
+    interrupted(name)
+  with pytest.raises(KeyboardInterrupt):
+    states.save(4, {'x': jax.numpy.ones(9)})
+  with pytest.raises(KeyboardInterrupt):
+    states.close()
+  assert done == ['save', 'close'] and [f.name for f in tmp_path.iterdir()] == ['4']
 
 
 def test_another_size_of_chunks_begins_anew(place, monkeypatch):
