@@ -18,8 +18,9 @@ NAME, JOBS, STAGES = 'plan.json', 'jobs', 'stages'
 
 def write(folder: Path, jobs: Sequence[Job]) -> None:
   """Writes plan.json; jobs of earlier commands in the folder stay in it."""
-  told = ({'id': j.id, 'label': j.label, 'retries': j.retries, 'runs': list(j.ids)} for j in jobs)
-  new = {j['id']: j for j in told}
+  new = {
+    j.id: {'id': j.id, 'label': j.label, 'retries': j.retries, 'runs': list(j.ids)} for j in jobs
+  }
   leaks.check(new)
   with Claims(folder / CLAIMS).waited('plan'):  # Another may write it at the same time.
     old = {j['id']: j for j in read(folder)}
