@@ -54,11 +54,12 @@ def execute(
   steps = _staged if group.rows[0].program else _swept
   found = steps(group, out, log is not None, progress, done)
   for batch in filter(None, _or_failed(found, group, done, written)):
-    if log:
-      for record in records.append(out, *batch, once=True):
-        log.record(record)
+    new = {r['id'] for r in records.append(out, *batch, once=True)} if log else set()
     written |= {record['id'] for record in batch}
-    yield from batch
+    for record in batch:
+      if log and record['id'] in new:
+        log.record(record)
+      yield record
 
 
 def _or_failed(
