@@ -46,7 +46,7 @@ def test_what_is_no_method_says_what_it_is_and_what_fits_no_model_is_refused():
 
 
 def test_the_page_is_that_of_the_table_and_of_its_counts(monkeypatch):
-  """Counts as the page has them, which the slow test makes again; those of traces are made here."""
+  """Counts as the page has them, which the long test makes again; those of traces are made here."""
   text = hosted.PAGE.read_text(encoding='utf-8')
   cells = [re.split(r' (?<!\\)\| ', line) for line in text.splitlines() if line.startswith('| ')]
   said = {c[2].strip('`').replace(r'\|', '|'): (c[3], c[4]) for c in cells[2:] if c[2]}
@@ -56,7 +56,7 @@ def test_the_page_is_that_of_the_table_and_of_its_counts(monkeypatch):
   assert hosted.page() == text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_is_that_of_the_code():
   assert hosted.PAGE.read_text(encoding='utf-8') == hosted.page()
 
