@@ -475,7 +475,16 @@ def test_what_is_being_written_is_waited_for_whatever_ends_a_chunk(monkeypatch, 
   assert not [t for t in threading.enumerate() if 'save' in t.name]
 
 
+@pytest.fixture
+def interruptible():
+  """Ctrl-C as in a terminal: what runs in the background begins with it ignored."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.filterwarnings('error')
+@pytest.mark.usefixtures('interruptible')
 def test_ctrl_c_waits_until_a_state_is_handed_over_and_until_it_is_written(tmp_path, monkeypatch):
   states = States(tmp_path, {})
   done = []
