@@ -183,7 +183,7 @@ def _programmed(p: Prepared) -> Prepared:
         "config.program trains the model's own weights, and score='soft' vectors beside them; take "
         "score='word'"
       )
-    forward = programs.worded(p.model.forward, _words(p))
+    forward = programs.worded(p.model.forward, _words(p), p.model.params, p.calib)
     p = p._replace(model=p.model._replace(forward=forward))
   stages.check(program, stages.Setting(p.model, data_of(p, 0), len(p.task.classes)))
   total = methods.count(p.model.params)

@@ -64,7 +64,8 @@ def given(prompt=TWO, family=bert, config=BERT, tokenizer=bert_like, count=20):
   }
   if prompt.words:
     head = methods.parse(prompts.head(wording))
-    model = model._replace(forward=programs.worded(model.forward, head))
+    calib = methods.Calib({k: v[0] for k, v in data['task'].train.items()}, 2)
+    model = model._replace(forward=programs.worded(model.forward, head, model.params, calib))
   return model, data
 
 
@@ -90,6 +91,28 @@ def test_a_text_without_slots_is_read_without_words(place):
   words = model.forward(model.params, {k: v[0] for k, v in data['task'].train.items()})
   plain = model.forward(model.params, {k: v[0] for k, v in data['plain'].train.items()})
   assert words['logits'].shape[-1] == 2 and 'logits' not in plain and 'features' in plain
+
+
+def test_words_of_several_tokens_and_calibrated_ones_are_read_in_programs(place):
+  _, data = place
+  prompt = TWO._replace(score='likelihood')
+  model, _ = given(prompt)
+  batch = {k: v[0] for k, v in data['task'].train.items()}
+  assert model.forward(model.params, batch)['word_logprobs'].shape == (len(batch['tokens']), 2, 1)
+
+  bare = bert.forward(BERT)
+  words = methods.verbalizer(((7,), (8,)))
+  rows = tuple(map(tuple, batch['tokens'][:1, :4].tolist()))
+  head = methods.chain(words, methods.calibrated(rows))
+  calib = methods.Calib(batch, 2)
+  found = programs.worded(bare, head, model.params, calib)(model.params, batch)['logits']
+  free = {'tokens': np.array(rows), 'mask': np.ones((1, 4), bool), 'slots': np.array([[3]])}
+  read = lambda b: bare(model.params, b)['token_logits'].mean(1)[:, [7, 8]]  # noqa: E731
+  said = jax.nn.log_softmax(read(batch)) - jax.nn.log_softmax(read(free))
+  np.testing.assert_allclose(found, said, rtol=1e-5, atol=1e-5)
+
+  with pytest.raises(FewshotError, match='has arrays of its own'):
+    programs.worded(bare, methods.soft_verbalizer(((7,), (8,))), model.params, calib)
 
 
 def test_soft_labels_are_the_mean_of_one_model_a_template(place):

@@ -15,7 +15,7 @@ from fewshot.fits.base import Fit
 from fewshot.fits.sgd import sgd
 from fewshot.methods.base import Batch, Calib, Forward, Method, Outputs, Params, adapt, merge
 from fewshot.methods.heads import check_word, logits_of, shapes_of
-from fewshot.methods.partition import count
+from fewshot.methods.partition import count, shapes
 from fewshot.methods.spelling import spell, spelled
 from fewshot.methods.weights import full
 from fewshot.models.base import Model
@@ -143,9 +143,17 @@ def distill(
   return Stage(run, ('params', soft), ('params',), (data,), tested)
 
 
-def worded(forward: Callable[..., Outputs], head: Method) -> Forward:
-  """The forward that reads label words at the slots, and of a text without slots is as it was."""
-  reading = adapt(head, forward, {}, {})
+def worded(
+  forward: Callable[..., Outputs], head: Method, params: Params, calib: Calib
+) -> Forward:
+  """The forward that reads label words at the slots, and of a text without slots is as it was.
+
+  `calib` has rows with slots; a head with parameters of its own is refused.
+  """
+  theta, state = shapes(head, forward, params, calib)
+  if jax.tree.leaves((theta, state)):
+    raise FewshotError(f'{spell(head)} has arrays of its own; programs read words as tokens')
+  reading = adapt(head, forward, theta, state)
 
   def apply(params: Params, batch: Batch, key: jax.Array | None = None) -> Outputs:
     return (reading if 'slots' in batch else forward)(params, batch, key)
