@@ -34,6 +34,7 @@ def calibrated(free: tuple[tuple[int, ...], ...], mask: int | None = None) -> Me
   ids of an input without content in the same template: 'N/A', '[MASK]' and nothing in that paper;
   random words of the task in domain-context calibration (Fei et al. 2023, arXiv:2305.19148).  Its
   slots are the places of the token `mask`, or its last token where that is None; its types are 0.
+  Of an encoder-decoder it is what the encoder reads, and decoding starts as in the batch.
 
   It is of evaluation: in training (when the forward pass has a key) the logits stay as they are.
   It calls what it is chained behind twice, so it stands last in a chain.
@@ -62,14 +63,24 @@ def calibrated(free: tuple[tuple[int, ...], ...], mask: int | None = None) -> Me
       outputs = forward(params, batch, key)
       if key is not None:
         return outputs
-      types = {'types': jnp.zeros(rows['tokens'].shape, jnp.int32)} if 'types' in batch else {}
-      alone = jax.nn.log_softmax(forward(params, rows | types)['logits'])
+      alone = jax.nn.log_softmax(forward(params, _beside(batch, rows))['logits'])
       bias = jax.nn.logsumexp(alone, 0) - math.log(len(free))
       return outputs | {'logits': jax.nn.log_softmax(outputs['logits']) - bias}
 
     return adapted
 
   return Method(init, wrap=wrap)
+
+
+def _beside(batch: Batch, rows: dict[str, np.ndarray]) -> Batch:
+  """The rows as a batch of the same kind."""
+  n, more = len(rows['tokens']), {}
+  if 'types' in batch:
+    more['types'] = jnp.zeros(rows['tokens'].shape, jnp.int32)
+  if 'decoder_tokens' in batch:
+    more['decoder_tokens'] = jnp.repeat(batch['decoder_tokens'][:1, :1], n, 0)
+    more['slots'] = jnp.zeros((n, 1), jnp.int32)
+  return rows | more
 
 
 def _rows(free: tuple[tuple[int, ...], ...], mask: int | None) -> dict[str, np.ndarray]:

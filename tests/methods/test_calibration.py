@@ -80,6 +80,27 @@ def test_inputs_without_content_are_read_after_the_examples_too():
   np.testing.assert_allclose(np.exp(got), want, rtol=1e-4)
 
 
+@pytest.mark.parametrize('head', ['verbalizer(((7,), (9,)))', 'likelihood(((7,), (9, 12)))'])
+def test_an_encoder_decoder_reads_inputs_without_content_as_its_texts(head):
+  """Decoding them starts with the batch's token, which is 3 here, and the words are read there."""
+  on = laws.fixture('t5-tiny').model
+  start = lambda n: {'decoder_tokens': np.full((n, 1), 3), 'slots': np.zeros((n, 1), int)}  # noqa: E731
+  text = lambda *t: {'tokens': np.array([t]), 'mask': np.ones((1, len(t)), bool)} | start(1)  # noqa: E731
+  batch = {'tokens': np.array([[3, 4, 5], [6, 5, 8]]), 'mask': np.ones((2, 3), bool)} | start(2)
+
+  def adapted(spelling):
+    method = methods.parse(spelling)
+    theta, state = method.init(KEY, on.forward, on.params, methods.Calib(batch, 2))
+    return jax.jit(methods.adapt(method, on.forward, theta, state))
+
+  plain, both = adapted(head), adapted(f'chain({head}, calibrated(((9, 4), (5,))))')
+  p = lambda b: np.asarray(jax.nn.softmax(plain(on.params, b)['logits']))  # noqa: E731
+  want = p(batch) / ((p(text(9, 4)) + p(text(5))) / 2)
+  np.testing.assert_allclose(np.exp(both(on.params, batch)['logits']), want, rtol=1e-4)
+  other = batch | {'decoder_tokens': np.full((2, 1), 0)}  # The start matters.
+  assert np.abs(np.exp(both(on.params, other)['logits']) - want).max() > 1e-3
+
+
 def test_misuse_is_refused():
   with pytest.raises(FewshotError, match=r'token ids of one input or more: \(\(7, 9\), \(9,\)\)'):
     methods.calibrated(())
