@@ -233,6 +233,7 @@ def _finish(folder: Path, as_json: bool, log: Any) -> int:
 def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
   """Which rule took which leaves, how many parameters train, for each method."""
   from fewshot import methods, preflight
+  from fewshot.prepared import rooms
 
   where = stdout if every else None
   say = where.print if where else note
@@ -248,6 +249,8 @@ def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
     if every:
       for what, known in preflight.hashes(p).items():
         say(f'    hash of {what:16s} {", ".join(known)}')
+    for said in filter(None, (r.said for r in rooms(p))):
+      say(f'    {said}')
     for row in p.rows if every else p.rows[:-1]:
       say(f'    {row.rule:32s} {methods.count(row.leaves):>12,}  {row.text}')
 

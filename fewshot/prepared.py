@@ -26,7 +26,7 @@ from fewshot import (
 )
 from fewshot import sweep as sweeps
 from fewshot.errors import FewshotError
-from fewshot.methods import paths
+from fewshot.methods import context, paths
 from fewshot.methods.partition import Row
 from fewshot.objectives import Objective, classification
 from fewshot.runs import Run
@@ -129,6 +129,7 @@ def _checked(p: Prepared) -> Prepared:
     p = p._replace(own=p.method)
   p = counted(p._replace(method=sweeps.traced_once(_with_head(p))))
   _check_start(p)
+  _check_room(p)
   return p
 
 
@@ -238,6 +239,32 @@ def _check_start(p: Prepared) -> None:
   first = runs.stack(p.data, plan_runs(p)[:1])
   begin = jax.vmap(functools.partial(train.begin, setup), (None, 0))
   jax.eval_shape(begin, p.model.params, first)
+
+
+def rooms(p: Prepared) -> list[context.Room]:
+  """How many examples the method shows in its context, of all splits the fewest and the most."""
+  calls = p.model.forward, p.model.params
+  splits = range(len(p.data.splits))
+  rows = [{k: v[s] for k, v in p.data.train.items()} for s in splits]
+  every = [context.room(p.method, *calls, batch) for batch in rows]
+  return [
+    each[0]._replace(
+      least=min(r.least for r in each),
+      most=max(r.most for r in each),
+      needed=max(r.needed for r in each),
+    )
+    for each in zip(*every, strict=True)
+  ]
+
+
+def _check_room(p: Prepared) -> None:
+  """Refuses a context that is too short for any example: nothing would be shown."""
+  for r in rooms(p):
+    if not r.most:
+      raise FewshotError(
+        f'{r.method} has no room for an example: each is longer than its length; '
+        f'length={r.needed} holds all of {min(r.asked, r.rows)}'
+      )
 
 
 def _wording(config: ConfigDict, model: models.Model, task: tasks.Task) -> Wording | None:

@@ -10,10 +10,12 @@ Some tokenizers begin each text with a token of its own, `bos`.  A context then 
 once, and rows that are read after a context pass over theirs.
 """
 
+import inspect
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fewshot.errors import FewshotError
 from fewshot.methods import paths
@@ -59,7 +61,7 @@ def demonstrations(
   shown = _checked(Shown('demonstrations', shots, length, separator, bos))
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
-    _check_texts(shown, calib.batch)
+    _check_texts(shown, calib.batch, params)
     if not _continues(forward, params, calib.batch):
       raise FewshotError(
         'demonstrations are read before a text, so nothing in them may depend on it, and this '
@@ -118,7 +120,7 @@ def context_tuning(
   salt = paths.stable_hash('context_tuning')
 
   def init(key: Array, forward: Forward, params: Params, calib: Calib) -> tuple[Theta, State]:
-    _check_texts(shown, calib.batch)
+    _check_texts(shown, calib.batch, params)
     causal = _continues(forward, params, calib.batch)
     text, state = _context(key, shown, calib.batch, causal)
     read = attended(forward, params, text, where)
@@ -151,6 +153,55 @@ class Shown(NamedTuple):
   bos: int | None
 
 
+class Room(NamedTuple):
+  """How many of the examples that a method asks for fit its length, by which are drawn."""
+
+  method: str  # As spelled.
+  asked: int
+  rows: int  # That there are.
+  least: int
+  most: int
+  needed: int  # The length at which all fit, whichever are drawn.
+
+  @property
+  def said(self) -> str:
+    """What is shown other than as asked; '' where nothing is."""
+    few = str(self.most) if self.least == self.most else f'{self.least} to {self.most}'
+    if self.least < min(self.asked, self.rows):
+      return (
+        f'{few} of {min(self.asked, self.rows)} examples fit the length of {self.method}; '
+        f'length={self.needed} holds all'
+      )
+    short = self.rows < self.asked
+    return f'{self.rows} examples are all that {self.method} has to show' if short else ''
+
+
+def room(method: Method, forward: Forward, params: Params, batch: Batch) -> list[Room]:
+  """What the methods of a chain that show examples can show of a run's train rows [N, ...]."""
+  shows, out = (demonstrations, context_tuning), []
+  for made in (p.made for p in method.parts or (method,)):
+    if made is None or made.fn not in shows:
+      continue
+    called = inspect.signature(made.fn).bind(*made.args, **dict(made.named))
+    called.apply_defaults()
+    asked = Shown('', *(called.arguments[n] for n in ('shots', 'length', 'separator', 'bos')))
+    out.append(_room(made.text(), asked, batch, _continues(forward, params, batch)))
+  return out
+
+
+def _room(method: str, shown: Shown, batch: Batch, causal: bool) -> Room:
+  """Longer examples first fill the room with the fewest, shorter ones with the most."""
+  tokens, mask = _written(batch, causal, shown.separator)
+  led = np.asarray(_begins(shown.bos, tokens, mask))
+  sizes = np.sort(np.asarray(mask).sum(1) - led)  # What begins a text stands there once.
+  first = int(led.any())
+  asked = shown.shots or len(sizes)
+  limit, n = shown.length - first, min(asked, len(sizes))
+  fit = lambda s: int((np.cumsum(s[s <= limit]) <= limit).sum())  # noqa: E731
+  needed = int(sizes[-n:].sum()) + first
+  return Room(method, asked, len(sizes), fit(sizes[::-1][:n]), fit(sizes[:n]), needed)
+
+
 def _checked(shown: Shown) -> Shown:
   """The same; what is no count and no token is refused."""
   at_least_one(shown.name, length=shown.length)
@@ -162,13 +213,17 @@ def _checked(shown: Shown) -> Shown:
   return shown
 
 
-def _check_texts(shown: Shown, batch: Batch) -> None:
-  """Refuses a batch without texts."""
+def _check_texts(shown: Shown, batch: Batch, params: Params) -> None:
+  """Refuses a batch without texts, and tokens that the model does not have."""
   if 'tokens' not in batch or 'mask' not in batch:
     raise FewshotError(
       f'{shown.name} starts from rows of tokens and mask, and the batch has '
       f'{", ".join(batch) or "nothing"}; take a model of texts'
     )
+  words = paths.flatten(params).get('embed/embedding')
+  odd = [i for i in (*shown.separator, shown.bos or 0) if words is not None and i >= len(words)]
+  if odd:
+    raise FewshotError(f'{shown.name}: there is no token {odd[0]}; the model has {len(words)}')
 
 
 def _continues(forward: Forward, params: Params, batch: Batch) -> bool:

@@ -259,6 +259,31 @@ def test_what_trains_beside_demonstrations_gets_a_gradient(beside):
     assert max(np.abs(g).max() for g in jax.tree.leaves(moved)) > 1e-5
 
 
+@pytest.mark.parametrize(
+  ('shots', 'length', 'begin', 'bounds'),
+  [(3, 10, (), (1, 2, 20)), (3, 11, (BOS,), (1, 2, 21)), (1, 7, (), (0, 1, 8)),
+   (2, 7, (), (1, 1, 14)), (500, 3, (), (0, 0, 34))],
+)  # fmt: skip
+def test_how_many_examples_fit(shots, length, begin, bounds):
+  """They hold 4, 5, 5, 6, 6 and 8 tokens; whichever are drawn, as many as said are shown."""
+  model, bos = wide('llama'), BOS if begin else None
+  method = methods.chain(methods.demonstrations(shots, length, SEP, bos), methods.linear())
+  (found,) = context.room(method, model.forward, model.params, train(begin))
+  assert (found.least, found.most, found.needed) == bounds
+  shown = {len(split(read(jax.random.key(i), shots, length, begin)[0][len(begin):]))
+           for i in range(4)}  # fmt: skip
+  assert shown <= set(range(found.least, found.most + 1))
+
+
+def test_what_is_not_shown_is_said():
+  model = wide('llama')
+  said = lambda m: [r.said for r in context.room(m, model.forward, model.params, train())]  # noqa: E731
+  assert said(methods.lora()) == []
+  assert said(methods.demonstrations(2, 14, SEP)) == ['']
+  assert said(methods.context_tuning(3, 10, SEP))[0].startswith('1 to 2 of 3 examples fit')
+  assert said(methods.demonstrations(9, 40, SEP))[0].startswith('6 examples are all')
+
+
 def test_misuse_is_refused():
   image, both_ways, t5 = (laws.fixture(n) for n in ('vit-tiny', 'bert-mlm-tiny', 't5-tiny'))
   for method in (methods.context_tuning(), methods.demonstrations()):
@@ -271,6 +296,8 @@ def test_misuse_is_refused():
   with pytest.raises(FewshotError, match='a soft prompt before demonstrations could not train'):
     starts(prompted, wide('llama'), train())
   behind = methods.chain(methods.demonstrations(2, 20), methods.dept(length=2, rank=2))
+  with pytest.raises(FewshotError, match='there is no token 999; the model has'):
+    starts(methods.demonstrations(2, 20, separator=(999,)), wide('llama'), train())
   with pytest.raises(FewshotError, match='dept is not read behind demonstrations'):
     starts(behind, wide('llama'), train())
   with pytest.raises(FewshotError, match=r'demonstrations\(shots=-1\): 1 or more, or 0 for all'):
