@@ -5,6 +5,7 @@ A prompt is spelled, `cloze('{text} It was {mask}.', 'terrible, great')`, and be
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ from fewshot.methods.spelling import Made, spelled
 from fewshot.models.base import Model
 from fewshot.tasks import templates
 from fewshot.tasks.base import Task
+from fewshot.tasks.label_words import check_distinct, check_slots, tokens_of
 from fewshot.tasks.shown import Shots
 from fewshot.tasks.templates import Filled, Reads, Template, check_texts, fields_of
 
@@ -130,7 +132,8 @@ def parse(text: str) -> Prompt:
   >>> parse("cloze('{text} It was {mask}.', 'bad, good')").templates
   ('{text} It was {mask}.',)
   """
-  made = spelling.parse(text, VOCABULARY, 'prompt')
+  called = isinstance(text, str) and re.match(r'\s*\w+\s*\(', text)
+  made = spelling.parse(text, VOCABULARY, 'prompt') if called else None
   if not isinstance(made, Prompt):
     raise FewshotError(
       f"{text!r} spells no prompt; write cloze('{{text}} It was {{mask}}.', 'bad, good')"
@@ -142,8 +145,8 @@ def wording(prompt: Prompt, model: Model, fields: Sequence[str], classes: Sequen
   """The prompt for the fields and classes of a task, in the tokens of a model.
 
   Raises:
-    FewshotError: a template that does not parse, words of another number of classes, a word whose
-      tokens are not what `score` takes, or two words that are the same token.
+    FewshotError: a template that does not parse or holds a mask token, words of another number of
+      classes, a word whose tokens are not what `score` takes, or two that are the same token.
   """
   if model.tokenizer is None:
     raise FewshotError(f'a prompt is of texts, and {model.name} has no tokenizer')
@@ -164,11 +167,16 @@ def wording(prompt: Prompt, model: Model, fields: Sequence[str], classes: Sequen
       f'{model.name} predicts what comes next, and demonstrations of a prompt stand behind a text; '
       'take the method demonstrations()'
     )
+  templates.check_literals(model.tokenizer, made, reads)
   several = prompt.score == 'likelihood'
+  before = [t.before_slot for t in made] if reads == 'left' else ['a ']
   words = tuple(
-    tuple(_tokens(model.tokenizer, w, several) for w in of_class) for of_class in prompt.words
+    tuple(tokens_of(model.tokenizer, w, several, before) for w in of_class)
+    for of_class in prompt.words
   )
-  _check_distinct(prompt, words)
+  check_distinct(prompt.words, words)
+  if several and reads == 'masks':
+    check_slots(prompt.words, words, max(slots))
   return Wording(prompt, made, reads, words, tuple(fields), start)
 
 
@@ -200,11 +208,11 @@ def fill(
     )
   named = [dict(zip(made.fields, fields, strict=True)) for fields in shown]
   sets = _behind(made, tokenizer, shown, max_length, shots)
-  parts = [
-    templates.encode(tokenizer, t, named, max_length, made.reads, behind)
-    for t, of_template in zip(made.templates, sets, strict=True)
-    for behind in of_template
-  ]
+  parts = []
+  for t, of_template in zip(made.templates, sets, strict=True):
+    for behind, short in of_template:
+      part = templates.encode(tokenizer, t, named, max_length, made.reads, behind)
+      parts.append(part._replace(cut=part.cut | short))
   width = max(p.rows['tokens'].shape[1] for p in parts)
   rows = {k: _side_by_side([p.rows[k] for p in parts], width) for k in parts[0].rows}
   if made.reads == 'decoder':
@@ -220,11 +228,14 @@ def _behind(
   texts: list[tuple[str, ...]],
   max_length: int,
   shots: Shots | None,
-) -> list[list[list[str]]]:
-  """What stands behind the texts: of each template, of each set of demonstrations, by text."""
+) -> list[list[tuple[list[str], Any]]]:
+  """What stands behind the texts: of each template, of each set of demonstrations, by text.
+
+  Beside it, by text, whether one of them was cut.
+  """
   sets = made.prompt.demonstrations
   if not sets:
-    return [[[]] for _ in made.templates]
+    return [[([], False)] for _ in made.templates]
   if shots is None:
     raise FewshotError('this prompt shows train examples, and there are none at hand')
   room = max_length // (1 + len(made.words))
@@ -236,8 +247,8 @@ def _behind(
   out = []
   for t in made.templates:
     try:
-      full = [
-        templates.fitted(tokenizer, t, [n], room, w, [''])[0][0]
+      fitted = [
+        templates.fitted(tokenizer, t, [n], room, w, [''])
         for n, w in zip(named, words, strict=True)
       ]
     except FewshotError:
@@ -245,8 +256,13 @@ def _behind(
         f'max_length={max_length} leaves {room} tokens for a demonstration, fewer than its own '
         'words take; raise max_length'
       ) from None
+    cut = np.array([found[1][0] for found in fitted])
+    full = [f' {mark} {found[0][0]}' for found in fitted]
     out.append(
-      [[''.join(f' {mark} {full[j]}' for j in row) for row in drawn[:, s]] for s in range(sets)]
+      [
+        ([''.join(full[j] for j in row) for row in drawn[:, s]], cut[drawn[:, s]].any(1))
+        for s in range(sets)
+      ]
     )
   return out
 
@@ -272,33 +288,6 @@ def describe(made: Wording, tokenizer: Any, classes: Sequence[str]) -> list[str]
     shown = (' '.join(str(tokenizer.id_to_token(i)) for i in w) for w in words)
     lines.append(f'{name}: {" | ".join(shown)}')
   return lines
-
-
-def _tokens(tokenizer: Any, word: str, several: bool) -> tuple[int, ...]:
-  """The tokens of a word as it stands within a text: after another word and a space."""
-  ids = lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)  # noqa: E731
-  before, both = ids('a'), ids(f'a {word}')
-  found = both[len(before) :] if both[: len(before)] == before else ids(word)
-  parts = [str(tokenizer.id_to_token(i)) for i in found]
-  if not found or any(p in ('[UNK]', '<unk>') for p in parts):
-    raise FewshotError(f'the label word {word!r} is {parts or "no token"} to this tokenizer')
-  if len(found) > 1 and not several:
-    raise FewshotError(
-      f'the label word {word!r} is {len(found)} tokens ({brief(parts)}); take a word of one, or '
-      "score='likelihood'"
-    )
-  return tuple(found)
-
-
-def _check_distinct(prompt: Prompt, words: Sequence[Sequence[tuple[int, ...]]]) -> None:
-  seen: dict[tuple[int, ...], str] = {}
-  for texts, of_class in zip(prompt.words, words, strict=True):
-    for text, ids in zip(texts, of_class, strict=True):
-      if ids in seen:
-        raise FewshotError(
-          f'the label words {seen[ids]!r} and {text!r} are the same token; take words that differ'
-        )
-      seen[ids] = text
 
 
 def _side_by_side(parts: Sequence[np.ndarray], width: int) -> np.ndarray:

@@ -38,6 +38,11 @@ class Template(NamedTuple):
     """How many mask tokens it has."""
     return self.pieces[1::2].count(MASK)
 
+  @property
+  def before_slot(self) -> str:
+    """A text that ends as the template does before its last slot; a word stands behind it."""
+    return 'a' + self.pieces[-3] if self.slots else 'a '
+
   def fill(self, example: Fields, mask: str) -> str:
     """The text with every field filled; no field is looked into for braces."""
     named = {**example, MASK: mask}
@@ -110,7 +115,7 @@ def encode(
   if reads == 'left':
     rows['slots'] = (lengths - 1)[:, None].astype(np.int32)
   elif masked:
-    rows['slots'] = _slots(tokens, tokenizer.token_to_id(token), template)
+    rows['slots'] = _slots(tokens, tokenizer.token_to_id(token), template, texts, token)
   return Filled(rows, lengths, cut)
 
 
@@ -142,6 +147,17 @@ def mask_id(tokenizer: Any) -> int:
   if found is None:
     raise FewshotError(f'this tokenizer has no mask token, {" or ".join(MASKS)}, for a {{mask}}')
   return int(found)
+
+
+def check_literals(tokenizer: Any, made: Sequence[Template], reads: Reads) -> None:
+  """Refuses a template that spells the mask token of a masked model: a slot is {mask}."""
+  known = [m for m in MASKS if tokenizer.token_to_id(m) is not None][:1]
+  for template in made if reads == 'masks' else ():
+    odd = [m for m in known if any(m in piece for piece in template.pieces[::2])]
+    if odd:
+      raise FewshotError(
+        f'template {template.text!r} has the mask token {odd[0]} in it; write {{mask}} for a slot'
+      )
 
 
 def _without_slot(template: Template) -> Template:
@@ -192,13 +208,17 @@ def _shorter(tokenizer: Any, template: Template, example: Fields, by: int) -> di
   return {**example, longest: example[longest][: ends[keep - 1] if keep else 0]}
 
 
-def _slots(tokens: np.ndarray, mask_id: int, template: Template) -> np.ndarray:
+def _slots(
+  tokens: np.ndarray, mask_id: int, template: Template, texts: Sequence[str], mask: str
+) -> np.ndarray:
   """The places [N, M] of the template's mask tokens; those of an example's own text are refused."""
   at = tokens == mask_id
   odd = np.flatnonzero(at.sum(1) != template.slots)
   if len(odd):
+    text = texts[odd[0]]
+    shown = text if len(text) <= 120 else text[:90] + ' ... ' + text[-25:]
     raise FewshotError(
-      f'example {odd[0]} in template {template.text!r} has {at[odd[0]].sum()} mask tokens, not '
-      f'{template.slots}; texts may not hold the mask token'
+      f'a text has the mask token {mask} in it, where template {template.text!r} has '
+      f'{template.slots} of its own, and would be read there; take it out of {shown!r}'
     )
   return np.nonzero(at)[1].reshape(len(tokens), template.slots).astype(np.int32)

@@ -99,10 +99,21 @@ def test_texts_of_several_fields_and_how_many_were_cut():
   [
     (cloze('{text} {mask}', 'bad'), 'words for 1 classes, and the task has 2, .*bad, good'),
     (cloze('{text} it', 'so, on'), 'has no {mask} for its label words'),
-    (cloze('{text} {mask}', 'so, wonderful'), r"'wonderful' is \['\[UNK\]'\]"),
+    (
+      cloze('{text} {mask}', 'so, wonderful'),
+      r"'wonderful' is no word .* but \[UNK\]; take another",
+    ),
     (cloze('{text} {mask}', 'so, great film'), r"'great film' is 2 tokens \(great, film\)"),
     (cloze('{text} {mask}', 'so, so'), "'so' and 'so' are the same token"),
     (cloze(('{text} {mask}', '{text} {mask}{mask}'), 'so, on'), r'not \[1, 2\]'),
+    (cloze('{text} {mask}', 'so, [SEP]'), r"'\[SEP\]' is no word .* but \[SEP\]"),
+    (cloze('{text} {mask}', 'so, [MASK]'), r'no word to this tokenizer but \[MASK\]'),
+    (cloze('{text} {mask}', '  \u200b , so'), r'no word to this tokenizer but'),
+    (cloze('{text} [MASK] {mask}', 'so, on'), r'has the mask token \[MASK\] in it; write {mask}'),
+    (
+      cloze('{text} {mask}', 'so, great film', score='likelihood'),
+      r"'great film' is 2 tokens, and a template of this prompt has 1 {mask}; write as many",
+    ),
   ],
 )
 def test_words_that_are_not_what_they_seem_are_one_line(prompt, said):
@@ -120,6 +131,12 @@ def test_words_that_are_not_what_they_seem_are_one_line(prompt, said):
     ("cloze('{text} {mask}', 'a, b', score='soft', join='max')", 'joins none'),
     ("cloze(('a', 'a'))", 'several that differ'),
     ("'{text}'", 'spells no prompt'),
+    (
+      '{text} It was {mask}.',
+      r"spells no prompt; write cloze\('{text} It was {mask}.', 'bad, good'",
+    ),
+    ('cloze', 'spells no prompt; write cloze'),
+    (3, 'spells no prompt; write cloze'),
     ("clause('{text}')", "unknown prompt 'clause'; known: cloze"),
   ],
 )
@@ -147,6 +164,20 @@ def test_the_head_reads_the_words():
   several = spelled(cloze('{text} {mask}{mask}', 'so on, great film', score='likelihood'))
   pairs = (tok('so'), tok('on')), (tok('great'), tok('film'))
   assert several == methods.spell(methods.likelihood(pairs))
+
+
+def test_a_word_is_the_tokens_that_follow_its_template():
+  """Behind a space it is another token than behind a line's end, and no two at once."""
+  made = causal()
+  words = lambda *t: prompts.wording(cloze(t, 'bad, good'), made, ('text',), CLASSES).words  # noqa: E731
+  tok = made.tokenizer.token_to_id
+  assert words('{text} it was {mask}') == (((tok('Ġbad'),),), ((tok('Ġgood'),),))
+  with pytest.raises(FewshotError, match=r"'bad' is 3 tokens \(b, a, d\)"):
+    words('{text}\n{mask}')
+  with pytest.raises(FewshotError, match=r'b, a, d and Ġbad; write a space before each {mask}'):
+    words('{text}\n{mask}', '{text} {mask}')
+  masked = prompts.wording(cloze('{text}({mask})', 'so, on'), model(), ('text',), CLASSES)
+  assert masked.words == (((bert_like().token_to_id('so'),),), ((bert_like().token_to_id('on'),),))
 
 
 def test_texts_without_content_are_in_the_template():

@@ -61,6 +61,23 @@ def test_a_text_is_followed_by_its_demonstrations_with_their_words():
         assert said == word and labels[text] == label
 
 
+def test_demonstrations_that_are_cut_are_counted():
+  """Each has a third of max_length: 15 // 3 = 5 tokens, three its word, [CLS], [SEP]."""
+  made = model()
+  wording = prompts.wording(
+    cloze('{text} {mask}', 'terrible, great', demonstrations=1), made, ('text',), ('bad', 'good')
+  )
+  texts = [('a film',), ('a plot',), ('so on',), ('it was a film',)]
+  shots = Shots(texts, np.array([0, 0, 1, 1]), seed=0)
+  filled = prompts.fill(wording, made.tokenizer, ['film'] * 8, 15, shots)
+  said = [
+    ' '.join(made.tokenizer.id_to_token(int(i)) for i in row) for row in filled.rows['tokens']
+  ]
+  long = np.array(['it was great' in s for s in said])  # 'it was a film' and its word are 7.
+  assert 0 < long.sum() < 8 and (filled.lengths <= 15).all()
+  np.testing.assert_array_equal(filled.cut, long)
+
+
 def test_what_demonstrations_cannot_be_is_one_line():
   prompt = cloze('{text} {mask}', 'terrible, great', demonstrations=2)
   with pytest.raises(FewshotError, match='of one split, and there are 2'):
