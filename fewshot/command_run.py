@@ -252,7 +252,8 @@ def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
     for said in filter(None, (r.said for r in rooms(p))):
       say(f'    {said}')
     for row in p.rows if every else p.rows[:-1]:
-      say(f'    {row.rule:32s} {methods.count(row.leaves):>12,}  {row.text}')
+      rule = row.rule if len(row.rule) <= 100 else f'{row.rule[:97]}...'
+      say(f'    {rule:32s} {methods.count(row.leaves):>12,}  {row.text}')
 
 
 def _show_texts(p: Any, say: Any) -> None:

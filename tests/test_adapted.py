@@ -102,6 +102,18 @@ def test_refused(adapted, tiny):
     adapted.predict({})
 
 
+def test_a_checkpoint_keeps_the_texts_that_calibrate_it(adapted, tmp_path):
+  """As many as a domain's long texts are: 600 of 8 tokens."""
+  rows = tuple(tuple(range(1 + i % 30, 9 + i % 30)) for i in range(600))
+  method = methods.chain(adapted.method, methods.calibrated(rows))
+  state = (*adapted.state, {}) if isinstance(adapted.state, tuple) else adapted.state
+  known = adapted._replace(method=method, theta=(*adapted.theta, {}), state=state)
+  checkpoint.save(known, tmp_path / 'saved')
+  again = checkpoint.load(tmp_path / 'saved', adapted.model)
+  np.testing.assert_array_equal(again.logits(TEXTS), known.logits(TEXTS))
+  assert np.abs(again.logits(TEXTS) - jax.nn.log_softmax(adapted.logits(TEXTS))).max() > 1e-3
+
+
 def test_texts_are_shown_by_the_prompt_in_each_template_also_after_a_checkpoint(adapted, tmp_path):
   shown = cloze(('w7 {text}', '{text} w8 w9'))
   wording = prompts.wording(shown, adapted.model, ('text',), adapted.classes)

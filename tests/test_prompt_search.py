@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from tokenizers import decoders
 
 from fewshot import fits, methods, models, sweep, tasks
 from fewshot.engine import Options
@@ -10,7 +11,7 @@ from fewshot.errors import FewshotError
 from fewshot.models import bert
 from fewshot.programs import prompt_search
 from fewshot.tasks import prompts
-from tests.tasks.test_templates import bert_like
+from tests.tasks.test_templates import bert_like, gpt_like
 
 TEMPLATE = '{text} was {mask}'
 PLAIN = Options(packing='off', prefix='off')
@@ -64,6 +65,15 @@ def test_the_planted_words_are_found_beside_one_that_all_classes_like():
   z[:2] = 2, 5
   assert found[0].likely == pytest.approx(2 * (2 - np.log(np.exp(z).sum())), abs=1e-4)
   assert ('zero-shot', 1.0) in seen and seen[-1] == ('assign', 1.0)
+
+
+def test_words_are_those_behind_the_template():
+  """Behind a line's end no token of a causal model is a whole word; behind a space two are."""
+  tok = gpt_like()
+  tok.decoder = decoders.ByteLevel()
+  found = lambda text: [w for _, w in prompt_search._words(tok, 300, text)]  # noqa: E731
+  assert {'good', 'bad'} <= set(found('a was '))
+  assert all(len(w) == 1 for w in found('a:\n'))
 
 
 def test_words_are_whole_and_differ():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fewshot
-from fewshot import checkpoint, cli, prepared
+from fewshot import checkpoint, cli, methods, prepared
 from tests.robustness import workplace
 
 FIXTURE = workplace.FIXTURE.parent / 'gpt2-tiny'
@@ -27,7 +27,8 @@ def sweep():
   yield {{'method': 'chain()', 'fit': 'untrained()'}}
   yield {{'method': 'demonstrations(shots=3, length=20)', 'fit': 'untrained()',
          'calibration': 'contextual'}}
-  yield {{'method': 'lora(rank=2)', 'fit': 'sgd(steps=2)', 'checkpoints': True}}
+  yield {{'method': 'lora(rank=2)', 'fit': 'sgd(steps=2)', 'checkpoints': True,
+         'calibration': 'domain'}}
   yield {{'method': 'lora(rank=2)', 'fit': 'sgd(steps=2)', 'objective': 'hinge()',
          'prompt': "cloze(('{{text}} {{mask}}', 'w9 {{text}} w8 {{mask}}'), 'w2, w3, w4')"}}
 """
@@ -77,8 +78,14 @@ def test_prompts_are_rows_of_tables_and_records(place, capsys):
   record = next(r for r in records if r['id'] == saved[0].name)
   task = fewshot.tasks.from_csv('animals.csv')
   (split,) = fewshot.tasks.kshot(task, 2, [record['split']['seed']], max_test=500)
-  found = adapted.predict([task.inputs[i] for i in split.test])
-  assert found == [task.classes[i] for i in record['predictions']]
+  texts = [task.inputs[i] for i in split.test]
+  assert adapted.predict(texts) == [task.classes[i] for i in record['predictions']]
+  *before, calibrated = adapted.method.parts  # Which is kept, and says other classes.
+  assert calibrated.made.fn is methods.calibrated
+  plain = adapted._replace(
+    method=methods.chain(*before), theta=adapted.theta[:-1], state=adapted.state[:-1]
+  )
+  assert plain.predict(texts) != adapted.predict(texts)
 
   before = len(records)
   assert cli.main(['run', 'config.py']) == 0  # All ids are found again.

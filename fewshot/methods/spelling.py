@@ -20,7 +20,7 @@ import numpy as np
 from fewshot.errors import FewshotError, nearest
 
 T = TypeVar('T')
-MAX_LENGTH = 10_000
+MAX_LENGTH = 100_000  # That of tokens in a spelling: texts that calibrate a prompt.
 
 
 class Made(NamedTuple):

@@ -75,7 +75,8 @@ def label_words(
   tick = progress or (lambda phase, done: None)
   logp, labels = _at_slot(model, task, split, template, max_length, tick)
   mean = np.stack([logp[labels == c].mean(0) for c in range(len(task.classes))])
-  likely = dict(_words(model.tokenizer, logp.shape[1]))
+  before = prompts.wording(cloze(template), model, task.fields, task.classes).before[0]
+  likely = dict(_words(model.tokenizer, logp.shape[1], before))
   size = min(candidates, len(likely), int(MOST ** (1 / len(mean)) + 1e-9))
   if size < 1 or len(likely) < len(mean):
     raise FewshotError(
@@ -181,11 +182,11 @@ def _at_slot(
   return np.concatenate(found), np.asarray(rows['labels'])
 
 
-def _words(tokenizer: Any, vocab: int) -> Iterator[tuple[int, str]]:
-  """The tokens that are a word of letters as it stands within a text, and that word."""
+def _words(tokenizer: Any, vocab: int, text: str) -> Iterator[tuple[int, str]]:
+  """The tokens that are a word of letters as it stands behind a text, and that word."""
   every = [tokenizer.decode([i]).strip() for i in range(min(vocab, tokenizer.get_vocab_size()))]
   before, *shown = tokenizer.encode_batch(
-    ['a', *(f'a {word}' for word in every)], add_special_tokens=False
+    [text.rstrip(' '), *(text + word for word in every)], add_special_tokens=False
   )
   for i, (word, found) in enumerate(zip(every, shown, strict=True)):
     if word.isalpha() and found.ids == [*before.ids, i]:

@@ -143,9 +143,7 @@ def distill(
   return Stage(run, ('params', soft), ('params',), (data,), tested)
 
 
-def worded(
-  forward: Callable[..., Outputs], head: Method, params: Params, calib: Calib
-) -> Forward:
+def worded(forward: Callable[..., Outputs], head: Method, params: Params, calib: Calib) -> Forward:
   """The forward that reads label words at the slots, and of a text without slots is as it was.
 
   `calib` has rows with slots; a head with parameters of its own is refused.

@@ -66,6 +66,11 @@ class Wording(NamedTuple):
     return len(self.templates) * max(self.prompt.demonstrations, 1)
 
   @property
+  def before(self) -> list[str]:
+    """Texts behind which a label word is the tokens that it is in the templates."""
+    return [t.before_slot if self.reads == 'left' else 'a ' for t in self.templates]
+
+  @property
   def answers(self) -> np.ndarray | None:
     """The tokens [C, A] of the first word of each class, padded with -1."""
     first = [words[0] for words in self.words]
@@ -169,15 +174,15 @@ def wording(prompt: Prompt, model: Model, fields: Sequence[str], classes: Sequen
     )
   templates.check_literals(model.tokenizer, made, reads)
   several = prompt.score == 'likelihood'
-  before = [t.before_slot for t in made] if reads == 'left' else ['a ']
+  shown = Wording(prompt, made, reads, (), tuple(fields), start)
   words = tuple(
-    tuple(tokens_of(model.tokenizer, w, several, before) for w in of_class)
+    tuple(tokens_of(model.tokenizer, w, several, shown.before) for w in of_class)
     for of_class in prompt.words
   )
   check_distinct(prompt.words, words)
   if several and reads == 'masks':
     check_slots(prompt.words, words, max(slots))
-  return Wording(prompt, made, reads, words, tuple(fields), start)
+  return shown._replace(words=words)
 
 
 def reading(model: Model) -> tuple[Reads, int | None]:
