@@ -239,9 +239,12 @@ def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
   say = where.print if where else note
   shown: list[Any] = []
   for p in prepared:
+    row = [p.data] if every else [other.data for other in prepared if other.config is p.config]
+    if p.data is not row[0]:  # Another split of it, whose texts show other examples.
+      continue
     if not any(p.data is data for data in shown):
       shown.append(p.data)
-      _show_texts(p, say)
+      _show_texts(p, row, say)
     if p.program:
       say(f'{p.label}  {", ".join(stage.name for stage in p.program.stages)}')
       continue
@@ -256,15 +259,19 @@ def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
       say(f'    {rule:32s} {methods.count(row.leaves):>12,}  {row.text}')
 
 
-def _show_texts(p: Any, say: Any) -> None:
-  """How texts are shown and what stands for which class; how many are cut."""
+def _show_texts(p: Any, row: Sequence[Any], say: Any) -> None:
+  """How texts are shown and what stands for which class; how many of a row's data are cut."""
   from fewshot.tasks import prompts
 
-  for line in prompts.describe(p.wording, p.model.tokenizer, p.task.classes) if p.wording else []:
-    say(f'    {line}')
-  if p.data.cut:
+  if p.wording:
+    tokens, mask = (p.data.train[k][0, 0] for k in ('tokens', 'mask'))
+    for line in prompts.describe(p.wording, p.model.tokenizer, p.task.classes, tokens[mask]):
+      say(f'    {line}')
+  cut, rows = sum(data.cut for data in row), sum(data.rows for data in row)
+  if cut:
     say(
-      f'    {p.data.cut:,} texts of {p.task.name} are longer than {p.config.max_length} tokens: cut'
+      f'    {cut:,} of {rows:,} texts of {p.task.name} are longer than {p.config.max_length} '
+      'tokens: cut'
     )
 
 

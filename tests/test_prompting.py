@@ -5,9 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+import tokenizers
 
 import fewshot
-from fewshot import checkpoint, cli, methods, prepared
+from fewshot import checkpoint, cli, command_run, methods, prepared
+from fewshot import config as configs
 from tests.robustness import workplace
 
 FIXTURE = workplace.FIXTURE.parent / 'gpt2-tiny'
@@ -56,6 +58,8 @@ def place(tmp_path, monkeypatch):
 def test_prompts_are_rows_of_tables_and_records(place, capsys):
   assert cli.main(['run', 'config.py']) == 0
   err = capsys.readouterr().err
+  first = next(x for x in err.splitlines() if x.strip().startswith('as in: '))
+  assert first.endswith(' w7') and first.count(' w') >= 3  # A train text in its template.
   for line in ("'{text} w7 {mask}'", 'bird: w2', 'worm: w4 | w5', "'w9 {text} w8 {mask}'"):
     assert line in err
   records = workplace.records(place)
@@ -90,6 +94,25 @@ def test_prompts_are_rows_of_tables_and_records(place, capsys):
   before = len(records)
   assert cli.main(['run', 'config.py']) == 0  # All ids are found again.
   assert len(workplace.records(place)) == before
+
+
+def test_splits_that_are_prepared_alone_are_shown_once(place, capsys):
+  """What is cut is that of all of them: masked models show demonstrations of each split's own."""
+  shutil.copytree(FIXTURE.parent / 'bert-mlm-tiny', place / 'masked')
+  workplace.tokenizer(place / 'masked', 99)
+  tok = tokenizers.Tokenizer.from_file(str(place / 'masked' / 'tokenizer.json'))
+  tok.add_special_tokens(['[MASK]'])
+  tok.save(str(place / 'masked' / 'tokenizer.json'))
+  more = ['model=masked', "prompt=cloze('{text} w7 {mask}', 'w2, w3, w4', demonstrations=1)"]
+  made = prepared.prepare(
+    configs.load('config.py', [*more, 'max_length=20', 'method=chain()', 'fit=untrained()'])[:1]
+  )
+  assert len(made) == 2 and all(p.data.rows == 6 + 18 for p in made)
+  command_run._show_preflight(made)
+  err = capsys.readouterr().err
+  assert err.count('bird: w2') == err.count('as in: ') == err.count('trains 0') == 1
+  cut = sum(p.data.cut for p in made)
+  assert 0 < cut < 48 and f'{cut} of 48 texts of animals are longer than 20 tokens' in err
 
 
 @pytest.mark.parametrize(

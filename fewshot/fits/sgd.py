@@ -145,7 +145,10 @@ def begin(
   """The carry before the first step: theta and state, the optimizer's state, the loss curve."""
   del key
   if not jax.tree.leaves(theta):
-    raise FewshotError('sgd has nothing to train: this method has no theta; fit it by prototypes()')
+    raise FewshotError(
+      'sgd has nothing to train: this method has no theta; fit it by untrained(), or a head of '
+      'means by prototypes()'
+    )
   n = next(iter(data.train.values())).shape[0]
   if n < r.accumulate:
     raise FewshotError(f'sgd(accumulate={r.accumulate}) needs as many examples, and there are {n}')

@@ -39,7 +39,8 @@ class Encoded(NamedTuple):
   labels: np.ndarray  # [T], of the test items in the split's order.
   splits: tuple[Split, ...]
   views: int = 1
-  cut: int = 0  # How many of all rows were longer than max_length.
+  cut: int = 0  # How many of all rows were longer than max_length, or what stands behind them.
+  rows: int = 0  # How many there are, of all splits, each once.
 
   def of_items(self, logits: np.ndarray) -> np.ndarray:
     """The logits [T, C] of items from those of their views [T * V, C]: the mean."""
@@ -86,6 +87,7 @@ def encode(
     tuple(splits),
     views,
     int(cut.sum()),
+    len(cut),
   )
 
 

@@ -286,9 +286,14 @@ def free_of_content(
   return tuple(tuple(int(i) for i in row[:n]) for row, n in kept)
 
 
-def describe(made: Wording, tokenizer: Any, classes: Sequence[str]) -> list[str]:
-  """Lines that say what is shown and which tokens stand for which class."""
+def describe(
+  made: Wording, tokenizer: Any, classes: Sequence[str], tokens: Sequence[int] | np.ndarray = ()
+) -> list[str]:
+  """Lines that say what is shown and which tokens stand for which class, and one row as tokens."""
   lines = [repr(t.text) for t in made.templates]
+  row = [str(tokenizer.id_to_token(int(i))) for i in tokens]
+  if row:
+    lines.append(f'as in: {" ".join(row if len(row) < 60 else [*row[:30], "...", *row[-25:]])}')
   for name, words in zip(classes, made.words, strict=False):
     shown = (' '.join(str(tokenizer.id_to_token(i)) for i in w) for w in words)
     lines.append(f'{name}: {" | ".join(shown)}')
