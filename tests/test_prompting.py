@@ -105,14 +105,14 @@ def test_splits_that_are_prepared_alone_are_shown_once(place, capsys):
   tok.save(str(place / 'masked' / 'tokenizer.json'))
   more = ['model=masked', "prompt=cloze('{text} w7 {mask}', 'w2, w3, w4', demonstrations=1)"]
   made = prepared.prepare(
-    configs.load('config.py', [*more, 'max_length=20', 'method=chain()', 'fit=untrained()'])[:1]
+    configs.load('config.py', [*more, 'max_length=28', 'method=chain()', 'fit=untrained()'])[:1]
   )
   assert len(made) == 2 and all(p.data.rows == 6 + 18 for p in made)
   command_run._show_preflight(made)
   err = capsys.readouterr().err
   assert err.count('bird: w2') == err.count('as in: ') == err.count('trains 0') == 1
   cut = sum(p.data.cut for p in made)
-  assert 0 < cut < 48 and f'{cut} of 48 texts of animals are longer than 20 tokens' in err
+  assert 0 < cut < 48 and f'{cut} of 48 texts of animals are longer than 28 tokens' in err
 
 
 @pytest.mark.parametrize(
