@@ -41,7 +41,8 @@ class Template(NamedTuple):
   @property
   def before_slot(self) -> str:
     """A text that ends as the template does before its last slot; a word stands behind it."""
-    return 'a' + self.pieces[-3] if self.slots else 'a '
+    literal = self.pieces[-3] if self.slots else ''
+    return 'a' + (literal or ' ')  # No word is glued to an example's last one.
 
   def fill(self, example: Fields, mask: str) -> str:
     """The text with every field filled; no field is looked into for braces."""

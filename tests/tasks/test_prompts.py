@@ -171,6 +171,7 @@ def test_a_word_is_the_tokens_that_follow_its_template():
   made = causal()
   words = lambda *t: prompts.wording(cloze(t, 'bad, good'), made, ('text',), CLASSES).words  # noqa: E731
   tok = made.tokenizer.token_to_id
+  assert words('{text} it was {mask}') == words('{text}{mask}')
   assert words('{text} it was {mask}') == (((tok('Ġbad'),),), ((tok('Ġgood'),),))
   with pytest.raises(FewshotError, match=r"'bad' is 3 tokens \(b, a, d\)"):
     words('{text}\n{mask}')
