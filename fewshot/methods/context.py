@@ -220,10 +220,10 @@ def _check_texts(shown: Shown, batch: Batch, params: Params) -> None:
       f'{shown.name} starts from rows of tokens and mask, and the batch has '
       f'{", ".join(batch) or "nothing"}; take a model of texts'
     )
-  words = paths.flatten(params).get('embed/embedding')
-  odd = [i for i in (*shown.separator, shown.bos or 0) if words is not None and i >= len(words)]
+  table = paths.flatten(params).get('embed/embedding', np.zeros((0, 0)))
+  odd = [i for i in (*shown.separator, shown.bos or 0) if i >= table.shape[0] > 0]
   if odd:
-    raise FewshotError(f'{shown.name}: there is no token {odd[0]}; the model has {len(words)}')
+    raise FewshotError(f'{shown.name}: there is no token {odd[0]}; the model has {len(table)}')
 
 
 def _continues(forward: Forward, params: Params, batch: Batch) -> bool:
