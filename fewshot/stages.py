@@ -51,7 +51,9 @@ class Setting(NamedTuple):
   def of(self, name: str) -> Encoded:
     """The data of a name."""
     if name not in self.data:
-      raise FewshotError(f'this program was given no data {name!r}; {nearest(name, self.data)}')
+      keys = [k for k, part in (('prompt', 'plain'), ('unlabelled', 'unlabelled')) if part in name]
+      how = f'set config.{" and config.".join(keys)}' if keys else nearest(name, self.data)
+      raise FewshotError(f'this program was given no data {name!r}; {how}')
     return self.data[name]
 
   def calib(self, name: str) -> Calib:

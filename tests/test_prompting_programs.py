@@ -247,9 +247,14 @@ def test_a_mistake_is_one_line(spelled, prompt, said):
 
 def test_data_that_is_tested_must_be_given(place):
   model, data = place
-  rest = {k: v for k, v in data.items() if k != 'plain'}
-  with pytest.raises(FewshotError, match="no data 'plain'"):
-    run('pet()', (model, rest))
+  for lacking, keys in {
+    'plain': 'config.prompt$',
+    'unlabelled': 'config.unlabelled$',
+    'plain_unlabelled': 'config.prompt and config.unlabelled$',
+  }.items():
+    rest = {k: v for k, v in data.items() if k != lacking}
+    with pytest.raises(FewshotError, match=f'no data {lacking!r}; set {keys}'):
+      run('pet()', (model, rest))
 
 
 # Self-training.
