@@ -125,6 +125,14 @@ def test_splits_that_are_prepared_alone_are_shown_once(place, capsys):
       ['calibration=domain', "prompt=cloze(('{text} {mask}', 'w9 {text} {mask}'), 'w2, w3, w4')"],
       'of one template without demonstrations',
     ),
+    (
+      ['method=demonstrations(shots=2)', 'fit=untrained()'],
+      'take a lower length of demonstrations and prompts',
+    ),
+    (
+      ['method=demonstrations(shots=2, length=3)', 'fit=untrained()'],
+      'has no room for an example: each is longer than its length; length=',
+    ),
     (['calibration=content'], 'there are none, contextual, domain'),
     (['objective=hing()'], "did you mean 'hinge'"),
     (['method=majority()', 'fit=untrained()'], 'majority() has a head of its own'),

@@ -100,7 +100,7 @@ class Inputs(nn.Module):
     if x.shape[1] > c.positions:
       raise FewshotError(
         f'an input of {x.shape[1]} tokens (prompts counted) is longer than the {c.positions} '
-        'positions of this model; cut the texts at fewer tokens'
+        'positions of this model; cut the texts (max_length), or take a lower length of prompts'
       )
     x = x + nn.Embed(c.positions, d, name='positions')(positions)
     if c.types:

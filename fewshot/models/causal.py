@@ -96,6 +96,7 @@ def check_length(length: int, room: int | None, positions: int) -> None:
     more = f' and {room} more to generate' if room else ''
     raise FewshotError(
       f'an input of {length} tokens (prompts counted){more} is longer than the {positions} '
-      'positions of this model; cut the texts at fewer tokens'
+      'positions of this model; cut the texts (max_length), or take a lower length of '
+      'demonstrations and prompts'
       + (', or generate fewer' * bool(room))
     )
