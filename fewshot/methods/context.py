@@ -223,7 +223,7 @@ def _check_texts(shown: Shown, batch: Batch, params: Params) -> None:
   table = paths.flatten(params).get('embed/embedding', np.zeros((0, 0)))
   odd = [i for i in (*shown.separator, shown.bos or 0) if i >= table.shape[0] > 0]
   if odd:
-    raise FewshotError(f'{shown.name}: there is no token {odd[0]}; the model has {len(table)}')
+    raise FewshotError(f'{shown.name}: there is no token {odd[0]}; the model has {table.shape[0]}')
 
 
 def _continues(forward: Forward, params: Params, batch: Batch) -> bool:

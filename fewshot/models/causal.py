@@ -97,6 +97,5 @@ def check_length(length: int, room: int | None, positions: int) -> None:
     raise FewshotError(
       f'an input of {length} tokens (prompts counted){more} is longer than the {positions} '
       'positions of this model; cut the texts (max_length), or take a lower length of '
-      'demonstrations and prompts'
-      + (', or generate fewer' * bool(room))
+      'demonstrations and prompts' + (', or generate fewer' * bool(room))
     )
