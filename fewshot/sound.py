@@ -1,5 +1,6 @@
 """Sound records: what a run could have written, whoever wrote the file."""
 
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -40,18 +41,24 @@ def malformed(record: Record) -> str:
 
 def _odd_parts(record: Record) -> list[str]:
   """Which of the parts that not every record has are not what a run writes."""
-  classes = record.get('predictions')
   attempt = record.get('attempt', {'number': 1, 'of': ''})
   whole = isinstance(attempt, dict) and isinstance(attempt.get('of'), str)
   found = {
     'attempt': whole and _is_count(attempt.get('number')),
     'retried': _is_count(record.get('retried', 0)),
     'config': isinstance(record.get('config', {}), dict),
-    'predictions': _is_list(classes, {int})
-    and (not classes or (min(classes) >= 0 and max(classes) < 10**6)),
+    'predictions': _are_classes(record.get('predictions')),
     'curve': _is_list(record.get('curve'), {int, float, type(None)}),
   }
   return [name for name, sound in found.items() if not sound]
+
+
+def _are_classes(values: Any) -> bool:
+  """None, or a list of whole numbers from 0 on; those below 256 are looked at in one call."""
+  if isinstance(values, list):
+    with contextlib.suppress(TypeError, ValueError):
+      return bytes(values) is not None
+  return _is_list(values, {int}) and (not values or (min(values) >= 0 and max(values) < 10**6))
 
 
 def _is_list(values: Any, kinds: set[type]) -> bool:

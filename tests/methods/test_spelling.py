@@ -95,7 +95,7 @@ def test_numpy_numbers_are_spelled_as_numbers():
     ("__import__('os')", "unknown method '__import__'"),
     ('lora().init', 'is not a method spelling'),
     ('(lambda: 1)()', 'is not a method spelling'),
-    ('x' * 10_001, 'at most 10000 characters'),
+    ('x' * 100_001, 'at most 100000 characters'),
   ],
 )
 def test_a_wrong_spelling_is_one_clear_line(text, match):
