@@ -39,7 +39,7 @@ def checkpoints() -> Cases:
     'classes of lists': ({'classes': [[1], {}]}, "under 'classes'"),
     'a length below 0': ({'max_length': -5}, "under 'max_length'"),
     'a length of true': ({'max_length': True}, "under 'max_length'"),
-    'a prompt of numbers': ({'prompt': 7, 'fields': ['text']}, 'prompt is spelled by a string'),
+    'a prompt of numbers': ({'prompt': 7, 'fields': ['text']}, 'spells no prompt'),
   }
   cases = {name: Case(_saved(changes), _restored, said) for name, (changes, said) in found.items()}
   return cases | {'theta of 30 GB': Case(_saved({}, 30 * GIB), _restored, 'does not fit linear')}
