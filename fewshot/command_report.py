@@ -53,11 +53,11 @@ def _plot(args: argparse.Namespace, rest: list[str]) -> None:
 def report(folder: str, out: str | None, only: str, as_json: bool) -> None:
   """Writes the report of a folder: report.html in it, or where `out` says."""
   _needs_matplotlib()
-  from fewshot import records, tables
+  from fewshot import records
   from fewshot.console import note
   from fewshot.report import build
 
-  with tables.uncollected():
+  with records.uncollected():
     made = build(folder, only)
   place = Path(out) if out else _folder(folder)
   file = place / 'report.html' if place.is_dir() else place

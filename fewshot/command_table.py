@@ -16,7 +16,7 @@ SUFFIXES = {'.md': 'markdown', '.tex': 'latex', '.csv': 'csv', '.html': 'html'}
 
 def again(folder: str, as_json: bool) -> None:
   """Rebuilds table.md of a run from its records, and prints the table."""
-  with tables.uncollected():
+  with records.uncollected():
     known = records.read(folder, strict=False)
     if episode_tables.of_episodes(known):
       from fewshot import command_episodes
@@ -39,7 +39,7 @@ def show(
   """Prints, or writes, the records of several folders by their fields."""
   form, chosen = _format(format, out), _names(stat or STAT, '--stat')
   fields = [name.strip() for name in columns.split(',') if name.strip()]
-  with tables.uncollected():
+  with records.uncollected():
     known = read(folders)
     pivot = pivots.pivot(known, _names(rows, '--rows'), fields, where, test)
     stats = chosen if stat or not episode_tables.of_episodes(known) else EPISODES.split(',')

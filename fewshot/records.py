@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +172,8 @@ def read(path: str | Path, strict: bool = True) -> list[dict[str, Any]]:
   if lines and not lines[-1].endswith(b'\n'):
     lines.pop()
     _warn(f'{file} line {len(lines) + 1} is torn (no newline) and skipped; its run is not counted')
-  collecting = gc.isenabled()
-  gc.disable()  # What is parsed has no cycles; looking for some takes a third of the time.
-  try:
+  with uncollected():  # Its walks take a third of the time.
     parsed = [_parse(line) for line in lines]
-  finally:
-    (gc.enable if collecting else gc.disable)()
   found = []
   for number, (record, problem) in enumerate(parsed, 1):
     if not problem:
@@ -190,6 +186,22 @@ def read(path: str | Path, strict: bool = True) -> list[dict[str, Any]]:
     else:
       _warn(f'{file} line {number} is skipped: {problem}')
   return found
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+  """Without the garbage collector: records are many and hold no cycles, but it walks them all.
+
+  >>> with uncollected():
+  ...   gc.isenabled()
+  False
+  """
+  collecting = gc.isenabled()
+  gc.disable()
+  try:
+    yield
+  finally:
+    (gc.enable if collecting else gc.disable)()
 
 
 def read_if_any(path: str | Path) -> list[dict[str, Any]]:

@@ -1,9 +1,7 @@
 """Result tables, for the terminal and in Markdown, with a caption that says how they were made."""
 
-import contextlib
-import gc
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
   'Row', 'as_json', 'caption', 'is_old', 'percent', 'render_markdown', 'render_terminal', 'runs',
-  'sections', 'summarise', 'title', 'uncollected', 'write', 'write_text',
+  'sections', 'summarise', 'title', 'write', 'write_text',
 ]  # fmt: skip
 NONE = '–'
 PICTURE = 'accuracy.png'
@@ -289,22 +287,6 @@ def as_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
   25.0
   """
   return [asdict(row) | {'percent': row.percent} for row in rows]
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-  """Without the garbage collector: records are many and hold no cycles, but it walks them all.
-
-  >>> with uncollected():
-  ...   gc.isenabled()
-  False
-  """
-  collecting = gc.isenabled()
-  gc.disable()
-  try:
-    yield
-  finally:
-    (gc.enable if collecting else gc.disable)()
 
 
 def write(path: str | Path) -> list[Row]:
