@@ -233,7 +233,6 @@ def _finish(folder: Path, as_json: bool, log: Any) -> int:
 def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
   """Which rule took which leaves, how many parameters train, for each method."""
   from fewshot import methods, preflight
-  from fewshot.prepared import rooms
 
   where = stdout if every else None
   say = where.print if where else note
@@ -252,7 +251,7 @@ def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
     if every:
       for what, known in preflight.hashes(p).items():
         say(f'    hash of {what:16s} {", ".join(known)}')
-    for said in filter(None, (r.said for r in rooms(p))):
+    for said in filter(None, (r.said for r in p.rooms)):
       say(f'    {said}')
     for row in p.rows if every else p.rows[:-1]:
       rule = row.rule if len(row.rule) <= 100 else f'{row.rule[:97]}...'

@@ -134,6 +134,7 @@ def _common(p: Prepared, run: Run) -> dict[str, Any]:
     **identity(p, run),
     'tuning': 'dev' if tuned else 'fixed',
     'cut': p.data.cut,
+    **({'shown': {r.method: r.fit[run.split] for r in p.rooms}} if p.rooms else {}),
     'trained': p.trained,
     'total': p.total,
   }

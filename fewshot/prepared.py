@@ -26,8 +26,9 @@ from fewshot import (
 )
 from fewshot import sweep as sweeps
 from fewshot.errors import FewshotError
-from fewshot.methods import context, paths
+from fewshot.methods import paths
 from fewshot.methods.partition import Row
+from fewshot.methods.rooms import Room, rooms
 from fewshot.objectives import Objective, classification
 from fewshot.runs import Run
 from fewshot.tasks import prompts, templates
@@ -49,6 +50,7 @@ class Prepared(NamedTuple):
   objective: Objective = classification()
   wording: Wording | None = None  # How texts are shown, where there is a prompt.
   own: methods.Method | None = None  # The method without the head that a prompt brings.
+  rooms: Sequence[Room] = ()  # How many examples fit the contexts of its method.
 
   @property
   def label(self) -> str:
@@ -129,8 +131,7 @@ def _checked(p: Prepared) -> Prepared:
     p = p._replace(own=p.method)
   p = counted(p._replace(method=sweeps.traced_once(_with_head(p))))
   _check_start(p)
-  _check_room(p)
-  return p
+  return _with_rooms(p)
 
 
 def _encoded(
@@ -241,30 +242,16 @@ def _check_start(p: Prepared) -> None:
   jax.eval_shape(begin, p.model.params, first)
 
 
-def rooms(p: Prepared) -> list[context.Room]:
-  """How many examples the method shows in its context, of all splits the fewest and the most."""
-  calls = p.model.forward, p.model.params
-  splits = range(len(p.data.splits))
-  rows = [{k: v[s] for k, v in p.data.train.items()} for s in splits]
-  every = [context.room(p.method, *calls, batch) for batch in rows]
-  return [
-    each[0]._replace(
-      least=min(r.least for r in each),
-      most=max(r.most for r in each),
-      needed=max(r.needed for r in each),
-    )
-    for each in zip(*every, strict=True)
-  ]
-
-
-def _check_room(p: Prepared) -> None:
-  """Refuses a context that is too short for any example: nothing would be shown."""
-  for r in rooms(p):
-    if not r.most:
+def _with_rooms(p: Prepared) -> Prepared:
+  """With how many examples its context holds; one too short for any is refused."""
+  found = rooms(p.method, p.model.forward, p.model.params, p.data.train)
+  for r in found:
+    if not max(most for _, most in r.fit):
       raise FewshotError(
         f'{r.method} has no room for an example: each is longer than its length; '
         f'length={r.needed} holds all of {min(r.asked, r.rows)}'
       )
+  return p._replace(rooms=found)
 
 
 def _wording(config: ConfigDict, model: models.Model, task: tasks.Task) -> Wording | None:

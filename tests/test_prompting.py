@@ -70,6 +70,10 @@ def test_prompts_are_rows_of_tables_and_records(place, capsys):
   assert first['trained'] == 0 and first['method'] == 'chain()' and first['cut'] == 0
   assert first['hashes']['template'] != last['hashes']['template']
   assert {r['hashes']['words'] for r in records[:6]} == {first['hashes']['words']}
+  shown = [r['shown'] for r in records if 'shown' in r]
+  assert len(shown) == sum('demonstrations' in r['method'] for r in records) > 0
+  for least, most in (bounds for one in shown for bounds in one.values()):
+    assert 1 <= least <= most <= 3
   assert 'verbalizer' not in json.dumps(records)
   table = (place / 'runs' / 'tiny' / 'table.md').read_text()
   assert '`demonstrations(shots=3, length=20) with contextual calibration`' in table

@@ -10,8 +10,8 @@ import pytest
 from fewshot import fits, generation, methods, objectives
 from fewshot.errors import FewshotError
 from fewshot.fits.base import Loss
-from fewshot.methods import context, prefixes
-from fewshot.methods.context import Shown
+from fewshot.methods import examples, prefixes, rooms
+from fewshot.methods.examples import Shown
 from tests.laws import laws
 from tests.models import decoders
 
@@ -52,7 +52,7 @@ def quick_compilation():
 def read(key, shots, length=40, begin=(), causal=True):
   """The real tokens of a context."""
   shown = Shown('demonstrations', shots, length, SEP, BOS if begin else None)
-  text, state = jax.jit(lambda k: context._context(k, shown, train(begin), causal))(key)
+  text, state = jax.jit(lambda k: examples.laid_out(k, shown, train(begin), causal))(key)
   assert text['tokens'].shape == (1, length)
   seen = np.asarray(state['seen'])
   assert (np.diff(seen.astype(int)) <= 0).all()  # Without holes.
@@ -122,7 +122,7 @@ def test_the_first_text_alone_begins():
 def test_in_a_masked_model_answers_stand_in_the_slots():
   shown = Shown('context_tuning', 1, 8, (), None)
   batch = rows([[3, 9, 9, 5]]) | {'slots': np.array([[1, 2]]), 'answer': np.array([[20, -1]])}
-  text, _ = context._context(KEY, shown, batch, causal=False)
+  text, _ = examples.laid_out(KEY, shown, batch, causal=False)
   assert text['tokens'][0].tolist() == [3, 20, 9, 5, 0, 0, 0, 0]
 
 
@@ -207,7 +207,7 @@ def test_context_tuning_starts_as_in_context_learning(name, begin):
     np.testing.assert_allclose(got['hidden'][real], want['hidden'][real], atol=2e-5)
 
 
-def examples(length=16):
+def at_rows(length=16):
   """A decoder, and the method that starts at its rows of 6, 3 and 1 tokens."""
   model = decoders.tiny('gpt2')
   return model, starts(methods.context_tuning(length=length), model, model.batch)
@@ -215,10 +215,10 @@ def examples(length=16):
 
 def test_in_training_a_row_does_not_see_its_own_example():
   """Changing the keys and values of an example moves all rows but its own, however padded."""
-  model, (theta, state, _) = examples()
+  model, (theta, state, _) = at_rows()
   method = methods.context_tuning(length=16, dropout=0.0)
   owner = state['*']['owner']
-  second = state['*']['seen'] & (owner == context._fingerprint(model.batch)[1])
+  second = state['*']['seen'] & (owner == examples.fingerprint(model.batch)[1])
   second = np.asarray(second)[:, None, None]
   assert second.sum() == 3
   moved = jax.tree.map(lambda x: np.where(second, x + 1, x), theta)
@@ -232,7 +232,7 @@ def test_in_training_a_row_does_not_see_its_own_example():
 
 
 def test_dropout_hides_tokens_of_the_context_in_training_only():
-  model, (theta, state, adapted) = examples()
+  model, (theta, state, adapted) = at_rows()
   free = {'tokens': np.array([[7, 8, 9]]), 'mask': np.ones((1, 3), bool)}  # None of the examples.
   tuned = methods.context_tuning(length=16, dropout=0.999)
   most = methods.adapt(tuned, model.forward, theta, state)
@@ -268,16 +268,31 @@ def test_how_many_examples_fit(shots, length, begin, bounds):
   """They hold 4, 5, 5, 6, 6 and 8 tokens; whichever are drawn, as many as said are shown."""
   model, bos = wide('llama'), BOS if begin else None
   method = methods.chain(methods.demonstrations(shots, length, SEP, bos), methods.linear())
-  (found,) = context.room(method, model.forward, model.params, train(begin))
-  assert (found.least, found.most, found.needed) == bounds
+  rows = {k: np.asarray(v)[None] for k, v in train(begin).items()}
+  (found,) = rooms.rooms(method, model.forward, model.params, rows)
+  ((least, most),) = found.fit
+  assert (least, most, found.needed) == bounds
   shown = {len(split(read(jax.random.key(i), shots, length, begin)[0][len(begin):]))
            for i in range(4)}  # fmt: skip
-  assert shown <= set(range(found.least, found.most + 1))
+  assert shown <= set(range(least, most + 1))
+
+
+def test_each_split_has_its_own_room():
+  """A split of the shortest example alone holds more of them in the same length."""
+  model, whole = wide('llama'), {k: np.asarray(v) for k, v in train().items()}
+  short = {k: np.repeat(v[:1], len(v), 0) for k, v in whole.items()}
+  rows = {k: np.stack([v, short[k]]) for k, v in whole.items()}
+  method = methods.demonstrations(6, 24, SEP)
+  fit = lambda train: rooms.rooms(method, model.forward, model.params, train)[0]  # noqa: E731
+  both, alone = fit(rows), [fit({k: v[s : s + 1] for k, v in rows.items()}) for s in range(2)]
+  assert both.fit == [a.fit[0] for a in alone] and both.fit[0] != both.fit[1]
+  assert both.needed == max(a.needed for a in alone)
 
 
 def test_what_is_not_shown_is_said():
   model = wide('llama')
-  said = lambda m: [r.said for r in context.room(m, model.forward, model.params, train())]  # noqa: E731
+  rows = {k: np.stack([v, v]) for k, v in train().items()}
+  said = lambda m: [r.said for r in rooms.rooms(m, model.forward, model.params, rows)]  # noqa: E731
   assert said(methods.lora()) == []
   assert said(methods.demonstrations(2, 14, SEP)) == ['']
   assert said(methods.context_tuning(3, 10, SEP))[0].startswith('1 to 2 of 3 examples fit')

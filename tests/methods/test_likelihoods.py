@@ -10,7 +10,7 @@ import pytest
 from fewshot import methods, models, objectives
 from fewshot.errors import FewshotError
 from fewshot.methods import likelihoods
-from fewshot.methods.context import _fingerprint
+from fewshot.methods.examples import fingerprint
 from tests.parity import errors
 
 KEY = jax.random.key(0)
@@ -193,7 +193,7 @@ def test_in_training_a_context_hides_the_own_example_from_every_token_of_a_word(
   method = methods.chain(methods.context_tuning(length=24, dropout=0.0), methods.likelihood(WORDS))
   theta, state = method.init(KEY, model.forward, model.params, methods.Calib(batch(), 3))
   run = jax.jit(lambda t, k: methods.adapt(method, model.forward, t, state)(model.params, text, k))
-  own = state[0]['*']['owner'] == _fingerprint(text)
+  own = state[0]['*']['owner'] == fingerprint(text)
   assert own.sum() == 6  # The tokens of text 0.
   moved = jax.tree.map(lambda x: x + own[:, None, None], theta[0]), theta[1]
   got, want = (run(t, KEY)['word_logprobs'] for t in (moved, theta))
