@@ -231,12 +231,13 @@ def _finish(folder: Path, as_json: bool, log: Any) -> int:
 
 
 def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
-  """Which rule took which leaves, how many parameters train, for each method."""
-  from fewshot import methods, preflight
+  """Which rule took which leaves, how many parameters train, for each method; leaves once."""
+  from fewshot import preflight
 
   where = stdout if every else None
   say = where.print if where else note
   shown: list[Any] = []
+  tables_shown: list[list[str]] = []
   for p in prepared:
     row = [p.data] if every else [other.data for other in prepared if other.config is p.config]
     if p.data is not row[0]:  # Another split of it, whose texts show other examples.
@@ -253,9 +254,11 @@ def _show_preflight(prepared: Sequence[Any], every: bool = False) -> None:
         say(f'    hash of {what:16s} {", ".join(known)}')
     for said in filter(None, (r.said for r in p.rooms)):
       say(f'    {said}')
-    for row in p.rows if every else p.rows[:-1]:
-      rule = row.rule if len(row.rule) <= 100 else f'{row.rule[:97]}...'
-      say(f'    {rule:32s} {methods.count(row.leaves):>12,}  {row.text}')
+    table = [r.line for r in (p.rows if every else p.rows[:-1])]
+    if table not in tables_shown:  # That of a method is the same on many tasks.
+      tables_shown.append(table)
+      for line in table:
+        say(f'    {line}')
 
 
 def _show_texts(p: Any, row: Sequence[Any], say: Any) -> None:

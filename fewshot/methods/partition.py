@@ -109,6 +109,12 @@ class Row(NamedTuple):
     """The leaves, numbered ones folded."""
     return brief(list(self.leaves)) if self.leaves else '(nothing)'
 
+  @property
+  def line(self) -> str:
+    """The rule, how many parameters it took, and which."""
+    rule = self.rule if len(self.rule) <= 100 else f'{self.rule[:97]}...'
+    return f'{rule:32s} {count(self.leaves):>12,}  {self.text}'
+
 
 def table(
   method: base.Method, forward: base.Forward, params: base.Params, calib: base.Calib
