@@ -16,6 +16,8 @@ Label = tuple[str, ...]
 Place = tuple[Label, Label]  # Of a row and a column.
 # What makes runs comparable: cells that share these were measured on the same test.
 TEST = ('task', 'split.k', 'split.way', 'split.query', 'hashes.episodes')
+# What a table refuses to mix, unless its rows or columns name it.
+DATA = {'hashes.split': 'split', 'hashes.test': 'test'}
 # What a cell never mixes: where one of these differs, rows are told apart by it.
 IDENTITY = ('task', 'split.k', 'split.way', 'split.query', 'model')
 # What a cell never mixes either; said only where it would.
@@ -137,7 +139,8 @@ def pivot(
   Of a grid only what the dev set chose counts, as in `summaries.summarise`.  A cell never mixes
   tasks, shots, models, methods, fits or prompts: where it would, these fields join the rows.
   Cells of the same task and shots are compared pair by pair on the splits, seeds or episodes that
-  both have, and the p-values of all pairs corrected by Holm.
+  both have, and the p-values of all pairs corrected by Holm.  Records of other splits or another
+  test set are refused, unless `hashes.split` or `hashes.test` is among the fields.
 
   Args:
     where: 'field=value', all of which hold.
@@ -155,7 +158,11 @@ def pivot(
   """
   counted = _where(counting(found), where)
   _check_fields(counted, [*rows, *columns])
-  values = [{name: text(r, name) for name in {*rows, *columns, *IDENTITY, *WITHIN, *TEST}}
+  told = [name for name in DATA if name in (*rows, *columns)]
+  if not episode_tables.of_episodes(counted):
+    summaries.check_comparable(counted, [DATA[name] for name in told])
+  tests = (*TEST, *told)
+  values = [{name: text(r, name) for name in {*rows, *columns, *IDENTITY, *WITHIN, *tests}}
             for r in counted]  # fmt: skip
   rows = (*rows, *_mixed(values, rows, columns))
   members: dict[Place, list[int]] = {}
@@ -163,7 +170,7 @@ def pivot(
     place = tuple(v[name] for name in rows), tuple(v[name] for name in columns)
     members.setdefault(place, []).append(i)
   cells = {
-    place: _cell([counted[i] for i in at], tuple(values[at[0]][name] for name in TEST))
+    place: _cell([counted[i] for i in at], tuple(values[at[0]][name] for name in tests))
     for place, at in members.items()
   }
   shared = {n: values[0][n] for n in (*IDENTITY, *WITHIN) if len({v[n] for v in values}) == 1}
@@ -177,7 +184,6 @@ def counting(found: Iterable[Record]) -> list[Record]:
     raise FewshotError('there is no finished run; run an experiment into this folder first')
   if episode_tables.of_episodes(found):
     return list({r.get('id', i): r for i, r in enumerate(found)}.values())
-  summaries.check_comparable(found)
   return [
     {**r, 'method': key[4], 'fit': key[5]}
     for key, members in summaries.group(found).items()

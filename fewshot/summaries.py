@@ -269,25 +269,29 @@ def _given(values: Iterable[T | None]) -> list[T]:
   return [value for value in values if value is not None]
 
 
-def check_comparable(records: Iterable[Record]) -> None:
+def check_comparable(records: Iterable[Record], told: Sequence[str] = ()) -> None:
   """Refuses records of one task whose splits or test sets differ: one table cannot hold them.
+
+  But where rows or columns tell them apart: `told` are those of 'split' and 'test' that do.
 
   >>> check_comparable([])
   """
-  seen: dict[tuple[str, str], str] = {}
+  seen: dict[tuple[str, ...], str] = {}
   for record in records:
+    own = [str(record['hashes'].get(kind)) for kind in told]
     split, task = record['split'], record['task']
     places = {
-      'split': f'{task} K={split["k"]} split {split.get("seed")}',
       'test': f'the test set of {task}',
+      'split': f'{task} K={split["k"]} split {split.get("seed")}',
     }
     for kind, place in places.items():
       value = record['hashes'].get(kind)
-      first = seen.setdefault((kind, place), value) if value else value
+      first = seen.setdefault((kind, place, *own), value) if value else value
       if first != value:
         raise FewshotError(
           f'the records disagree on {place}: hashes {first[:12]} and {value[:12]}; their rows '
-          'cannot be compared; give each its own folder (--out), or set the earlier aside (--fresh)'
+          'cannot be compared; give each its own folder (--out), set the earlier aside (--fresh), '
+          f'or tell them apart in a table: --rows method,hashes.{kind}'
         )
 
 

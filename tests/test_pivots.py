@@ -242,8 +242,26 @@ def test_no_record_and_no_such_statistic_are_said():
     grids.grid(pivots.pivot(five()), ['men'])
   runs = five('a()') + five('b()')
   runs[6]['hashes'] = {**runs[6]['hashes'], 'split': 'other'}
-  with pytest.raises(FewshotError, match='disagree on digits K=16 split 1'):
+  with pytest.raises(FewshotError, match=r'disagree on digits K=16 split 1.*hashes\.split'):
     pivots.pivot(runs)
+
+
+def test_other_test_sets_stand_in_one_table_where_it_says_so():
+  """A row for each of them, or only one; what was measured on both is not compared."""
+  runs = five('a()') + five('b()')
+  other = [
+    r | {'hashes': r['hashes'] | {'test': 'other', 'split': f'other {i}'}, 'id': f'other {i}'}
+    for i, r in enumerate(five('a()'))
+  ]
+  with pytest.raises(FewshotError, match=r'disagree on the test set of digits.*,hashes\.test'):
+    pivots.pivot(runs + other)
+  told = pivots.pivot(runs + other, ['method', 'hashes.test'])
+  assert len(told.cells) == 3 and all(cell.n == 5 for cell in told.cells.values())
+  (pairs,) = told.comparisons
+  assert {row[0] for row, _ in pairs.places} == {'a()', 'b()'}
+  assert all(row[1] != 'other' for row, _ in pairs.places)
+  one = pivots.pivot(runs + other, where=['hashes.test=other'])
+  assert [cell.n for cell in one.cells.values()] == [5]
 
 
 @pytest.fixture(scope='module')
