@@ -243,17 +243,21 @@ def _with_prefix(case: _Case, path: str) -> Encoded:
 
 
 def _difference(case: _Case, shortcut: Shortcut) -> str:
-  """Tries a shortcut: '' where the losses of a minibatch are the same, else what is not."""
-  setup = case.setup
+  """Tries a shortcut: '' where the losses of a minibatch are the same, else what is not.
 
-  def losses(forward: Any, params: Any, batch: Any) -> Array:
+  With a key, as in training, a method may do more; that draws, so it is traced and not compared.
+  """
+  setup, batch = case.setup, _minibatch(case)
+
+  def losses(forward: Any, params: Any, batch: Any, key: Any = None) -> Array:
     adapted = adapt(setup.method, forward, case.theta, case.state)
-    return setup.objective.loss(adapted(params, batch), batch)
+    return setup.objective.loss(adapted(params, batch, key), batch)
 
   short = shorten(setup.forward, shortcut)
   both = jax.jit(lambda p, b: (losses(setup.forward, p, b), losses(short, p, b)))
   try:
-    want, got = (np.asarray(x, np.float64) for x in both(case.params, _minibatch(case)))
+    jax.eval_shape(lambda p, b, k: losses(short, p, b, k), case.params, batch, case.run.key)
+    want, got = (np.asarray(x, np.float64) for x in both(case.params, batch))
   except (TypeError, ValueError, FewshotError) as e:
     return ' '.join(f'it fails ({e}'.split())[:100] + ')'
   narrow = any(x.dtype.itemsize < 4 for x in jax.tree.leaves(case.params))

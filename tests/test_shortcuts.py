@@ -123,6 +123,7 @@ CASES = {
   'ia3()': (True, ''),
   'soft_prompt(length=2)': (True, ''),
   'prefix(length=2)': (True, ''),
+  'context_tuning(shots=2, length=20)': (False, ''),  # In training each text sees another context.
   'linear()': (True, 'encoder/block_1'),
 }
 LONG = ('bitfit()', "tune('encoder/block_1/mlp/.*')", 'ia3()', 'prefix(length=2)')
