@@ -82,15 +82,17 @@ def _costs(rows: Sequence[Row]) -> list[str]:
 
 
 def _caption(rows: Sequence[Row], lines: dict[str, dict[str, Row]]) -> str:
-  kinds = sorted({r.kind.removesuffix('-std') for r in rows})
-  counts, items = sorted({r.n for r in rows}), sorted({n for r in rows for n in r.test_items})
+  several = [r for r in rows if r.n > 1] or rows
+  kinds = sorted({r.kind.removesuffix('-std') for r in several})
+  counts, items = sorted({r.n for r in several}), sorted({n for r in rows for n in r.test_items})
   over = '–'.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
   shown = '–'.join(f'{n:,}' for n in dict.fromkeys((items[0], items[-1]))) if items else 'unknown'
   of_lines = [list(of.values()) for of in lines.values()]
   prompts = {r.task: r.prompt for of in of_lines if not _is_shared(of) for r in of}
   said = ''.join(f' {task}: `{prompt}`.' for task, prompt in prompts.items())
+  alone = ', of one run where there is no ±' if any(r.n == 1 for r in rows) else ''
   return (
-    f'Accuracy in percent: mean ± sample standard deviation over n = {over} {" or ".join(kinds)}s, '
-    f'test items n = {shown}; the best mean of a column is bold. Fits, and hyper-parameters, are '
-    f'those of the tables below.{said}'
+    f'Accuracy in percent: mean ± sample standard deviation over n = {over} {" or ".join(kinds)}s'
+    f'{alone}, test items n = {shown}; the best mean of a column is bold. Fits, and '
+    f'hyper-parameters, are those of the tables below.{said}'
   )

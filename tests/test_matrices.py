@@ -40,6 +40,14 @@ def test_lost_runs_and_missing_cells_are_seen():
   assert lines(rows)[1] == '| `lora()` | – | – | 10 (10.00 %) | – |'
 
 
+def test_a_single_run_stands_without_a_spread_and_the_caption_says_so():
+  one = {'n': 1, 'std': None, 'kind': 'seed-std'}
+  rows = [row(t, 'chain()', **one) for t in 'ab'] + [row(t, 'lora()') for t in 'ab']
+  assert lines(rows)[0].startswith('| `chain()` | **50.0** | **50.0** |')
+  text = render_markdown(rows)
+  assert 'over n = 5 splits, of one run where there is no ±, test items' in text
+
+
 def test_what_stands_twice_says_how_it_differs():
   rows = [row('a', fit='sgd(lr=1)'), row('a', fit='sgd(lr=2)'), row('b', fit='sgd(lr=1)')]
   assert [x.split('`')[1] for x in lines(rows)] == ['linear(), sgd(lr=1)', 'linear(), sgd(lr=2)']
