@@ -124,8 +124,8 @@ def caption(section: Sequence[Row]) -> str:
       'Runs without an accuracy are counted but cannot enter the mean; collapsed runs that have '
       'one do.'
     )
-  together = {row.memory_runs for row in section}
-  of = f' of {together.pop()} runs' if len(together) == 1 and row.memory_runs else ''
+  n = row.memory_runs
+  of = f' of {_runs(n)}' if n and all(other.memory_runs == n for other in section) else ''
   parts.append(
     f'Seconds are those of a vmapped chunk{of} divided by its runs and exclude compilation. Memory '
     "is that of the chunk's compiled program."
@@ -276,8 +276,12 @@ def _memory_cell(row: Row, section: Sequence[Row]) -> str:
   if row.memory is None:
     return NONE
   alike = len({row.memory_runs for row in section}) == 1
-  of = f' / {row.memory_runs} runs' if row.memory_runs and not alike else ''
+  of = f' / {_runs(row.memory_runs)}' if row.memory_runs and not alike else ''
   return f'{row.memory / 2**20:,.1f} MiB{of}'
+
+
+def _runs(n: int) -> str:
+  return '1 run' if n == 1 else f'{n} runs'
 
 
 def as_json(rows: Iterable[Row]) -> list[dict[str, Any]]:

@@ -217,6 +217,14 @@ def test_markdown_states_all_the_caption_must():
     assert fact in text and fact in ' '.join(terminal(rows).split())
 
 
+def test_a_chunk_of_one_run_is_said_in_the_singular():
+  alone, more = (
+    tables.Row('vit', 'digits', 16, f'{n}', memory=2**20, memory_runs=n) for n in (1, 5)
+  )
+  assert 'a vmapped chunk of 1 run divided' in tables.caption([alone])
+  assert '| 1.0 MiB / 1 run |' in tables.render_markdown([alone, more])
+
+
 def test_a_span_of_trained_parameters_and_missing_measures_are_shown():
   runs = five(memory=None, timings={})
   runs[0]['trained'] = 10

@@ -21,8 +21,8 @@ from fewshot.report import gathered, pictures  # noqa: E402
 
 # The kind, its folder and --only.
 COMMITTED = (
-  ('accuracy', 'experiments/lm_bff', 'trec'),
-  ('pareto', 'experiments/lm_bff', 'trec'),
+  ('accuracy', 'experiments/lm_bff', 'minilm trec'),
+  ('pareto', 'experiments/lm_bff', 'minilm trec'),
   ('seconds', 'experiments/selection', 'trec'),
   ('shots', 'experiments/cifar_fs', 'conv4'),
   ('curves', 'experiments/selection', 'trec'),
