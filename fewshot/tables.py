@@ -124,8 +124,7 @@ def caption(section: Sequence[Row]) -> str:
       'Runs without an accuracy are counted but cannot enter the mean; collapsed runs that have '
       'one do.'
     )
-  n = row.memory_runs
-  of = f' of {_runs(n)}' if n and all(other.memory_runs == n for other in section) else ''
+  of = f' of {_units("run", row.memory_runs)}' if row.memory_runs and _alike(section) else ''
   parts.append(
     f'Seconds are those of a vmapped chunk{of} divided by its runs and exclude compilation. Memory '
     "is that of the chunk's compiled program."
@@ -275,13 +274,13 @@ def _seconds_cell(row: Row) -> str:
 def _memory_cell(row: Row, section: Sequence[Row]) -> str:
   if row.memory is None:
     return NONE
-  alike = len({row.memory_runs for row in section}) == 1
-  of = f' / {_runs(row.memory_runs)}' if row.memory_runs and not alike else ''
+  of = f' / {_units("run", row.memory_runs)}' if row.memory_runs and not _alike(section) else ''
   return f'{row.memory / 2**20:,.1f} MiB{of}'
 
 
-def _runs(n: int) -> str:
-  return '1 run' if n == 1 else f'{n} runs'
+def _alike(section: Sequence[Row]) -> bool:
+  """Whether all rows' chunks have as many runs, so that the caption says how many."""
+  return len({row.memory_runs for row in section}) == 1
 
 
 def as_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
